@@ -1,0 +1,32 @@
+"Resolve settings.ini's requirements (with the extra `dev`) into requirements.lock: versions only, no index addresses."
+import os
+import subprocess
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+ini = ConfigParser(delimiters=["="])
+ini.read(root / "settings.ini", encoding="utf-8")
+wanted = f"{ini['DEFAULT']['requirements']} {ini['DEFAULT']['dev_requirements']}".split()
+pip = [sys.executable, "-m", "pip", "config", "get"]
+
+
+def setting(name):
+    "What pip is configured with, so that uv looks in the same places."
+    return subprocess.run([*pip, name], capture_output=True, text=True).stdout.strip()
+
+
+env = dict(os.environ, UV_INDEX_STRATEGY="unsafe-best-match", UV_EXTRA_INDEX_URL=setting("global.extra-index-url"),
+           UV_FIND_LINKS=setting("global.find-links"))
+constraint = setting("global.constraint")
+with tempfile.TemporaryDirectory() as tmp:
+    source = Path(tmp) / "requirements.in"
+    source.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+    command = ["uv", "pip", "compile", "--quiet", "--universal", "--no-annotate", "--no-header", "--python-version", "3.11",
+               "--upgrade", str(source), "-o", str(root / "requirements.lock")]
+    if constraint: command += ["--constraint", constraint]
+    subprocess.run(command, check=True, env=env)
+lock = (root / "requirements.lock").read_text(encoding="utf-8")
+if "://" in lock: raise SystemExit("requirements.lock holds an address; nobody else could use it")
