@@ -71,10 +71,10 @@ def train(
         prepared.train()
         for batch in loader:
             with accelerator.accumulate(prepared):
-                optimizer.zero_grad(set_to_none=True)
                 with accelerator.autocast(): value = loss(prepared, batch)
                 accelerator.backward(value)
                 optimizer.step()
+                optimizer.zero_grad(set_to_none=True)  # accelerate skips both until the last of the accumulated batches
                 if schedule is not None and accelerator.sync_gradients: schedule.step()
         if on_epoch is not None: on_epoch(epoch)
     return model.eval()
