@@ -114,7 +114,7 @@ def test_forward_and_backward_beside_meta(part, name, builder):
             sum(t.sum() for t in alive).backward()
         grads = [x.grad for x in make.leaves if x.grad is not None]
         assert all(g.device.type == "cpu" and g.isfinite().all() for g in grads)
-        assert grads, "no input received a gradient"
+        assert grads or not make.leaves, "no input received a gradient"
 
 
 # the test itself: what it must catch
