@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 from torch import Tensor
 
@@ -135,13 +135,13 @@ def table(
 
 def labelled(
     features:np.ndarray, # (N, d)
-    columns:Iterable[str], # d names
+    columns:list[str], # d names
     labels:np.ndarray, # (N,) class ids
     names:Iterable[str], # of the classes
 )->Dataset: # d columns and `label`, which knows its classes' names
     "A table with a class column."
-    rows = Dataset.from_dict({c: features[:, j] for j, c in enumerate(columns)} | {"label": labels.astype(np.int64)})
-    return rows.cast_column("label", ClassLabel(names=[str(n) for n in names]))
+    kinds = Features({c: Value("float64") for c in columns} | {"label": ClassLabel(names=[str(n) for n in names])})
+    return Dataset.from_dict(dict(zip(kinds, [*features.T, labels.astype(np.int64)])), features=kinds)
 
 def matrix(
     rows:Dataset, # with numeric columns
