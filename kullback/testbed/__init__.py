@@ -7,10 +7,14 @@ __all__ = ['CATALOG', 'Bundle', 'DataError', 'Histories', 'Images', 'Vectors', '
            'long_tail_counts', 'make_long_tail', 'matrix', 'split']
 
 # %% ../../nbs/testbed/index.ipynb #3
-from .sources import CATALOG
-from .data import Bundle, catalog, class_noise, load, long_tail_counts, make_long_tail, split
-from .formats import Histories, Images, Vectors, matrix
-from .routes import DataError
+from importlib import import_module
 
+_homes = dict(CATALOG="sources", DataError="routes",
+              **dict.fromkeys(["Histories", "Images", "Vectors", "matrix"], "formats"),
+              **dict.fromkeys(["Bundle", "catalog", "class_noise", "load", "long_tail_counts", "make_long_tail", "split"], "data"))
 _all_ = ["CATALOG", "Bundle", "DataError", "Histories", "Images", "Vectors", "catalog", "class_noise", "load",
          "long_tail_counts", "make_long_tail", "matrix", "split"]
+
+def __getattr__(name):
+    if name in _homes: return getattr(import_module(f"{__name__}.{_homes[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
