@@ -4,15 +4,23 @@
 
 # %% auto #0
 __all__ = ['bregman', 'fenchel_young', 'jeffreys', 'kl_chain', 'split_target', 'target_odds', 'FDivergence', 'f_divergence',
-           'get_f_divergence', 'renyi_divergence', 'variational_link', 'effective_sample_size', 'gibbs_tilt',
-           'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits', 'js_divergence', 'kl_from_logits',
-           'kl_top', 'log_mixture', 'masked_reduced', 'reduced', 'soft_cross_entropy']
+           'get_f_divergence', 'renyi_divergence', 'variational_link', 'bernoulli_kl', 'categorical_kl', 'dirichlet_kl',
+           'gaussian_kl', 'gaussian_kl_full', 'class_means', 'conditional_mutual_information', 'dv_bound',
+           'infonce_bound', 'log_loo_mean_exp', 'log_mean_exp_offdiag', 'mi_alpha_bound', 'nwj_bound', 'tuba_bound',
+           'effective_sample_size', 'gibbs_tilt', 'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits',
+           'js_divergence', 'kl_from_logits', 'kl_top', 'log_mixture', 'masked_reduced', 'reduced',
+           'soft_cross_entropy']
 
 # %% ../../nbs/divergence/index.ipynb #3
 from .convex import bregman, fenchel_young, jeffreys
 from .decompose import kl_chain, split_target, target_odds
 from .fdiv import (FDivergence, f_divergence, get_f_divergence, renyi_divergence,
                                       variational_link)
+from .families import (bernoulli_kl, categorical_kl, dirichlet_kl, gaussian_kl,
+                                          gaussian_kl_full)
+from .information import (class_means, conditional_mutual_information, dv_bound,
+                                             infonce_bound, log_loo_mean_exp, log_mean_exp_offdiag,
+                                             mi_alpha_bound, nwj_bound, tuba_bound)
 from .gibbs import effective_sample_size, gibbs_tilt, gumbel_topk, log_mean_exp, soft_value
 from .kl import (entropy_from_logits, js_divergence, kl_from_logits, kl_top, log_mixture,
                                     masked_reduced, reduced, soft_cross_entropy)
@@ -20,6 +28,9 @@ from .kl import (entropy_from_logits, js_divergence, kl_from_logits, kl_top, log
 _all_ = ["bregman", "fenchel_young", "jeffreys",
          "kl_chain", "split_target", "target_odds",
          "FDivergence", "f_divergence", "get_f_divergence", "renyi_divergence", "variational_link",
+         "bernoulli_kl", "categorical_kl", "dirichlet_kl", "gaussian_kl", "gaussian_kl_full",
+         "class_means", "conditional_mutual_information", "dv_bound", "infonce_bound", "log_loo_mean_exp",
+         "log_mean_exp_offdiag", "mi_alpha_bound", "nwj_bound", "tuba_bound",
          "effective_sample_size", "gibbs_tilt", "gumbel_topk", "log_mean_exp", "soft_value",
          "entropy_from_logits", "js_divergence", "kl_from_logits", "kl_top", "log_mixture", "masked_reduced", "reduced",
          "soft_cross_entropy"]
