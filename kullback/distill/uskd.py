@@ -116,6 +116,6 @@ def _two_labels(
     if logits.shape[1] < 3: raise ValueError(f"two labels leave none of {logits.shape[1]} classes")
     require((labels >= 0) & (labels <= 1), "label shares must lie in [0, 1], got {bad}", labels)
     shares = labels.to(logits.dtype)
-    value, ids = (x[:, :2] for x in shares.sort(dim=-1, descending=True, stable=True))
+    value, ids = (x[:, :2] for x in shares.sort(dim=-1, descending=True))
     if form == "paper": ids = torch.where(value > 0, ids, ids[:, :1])
     return shares, ids, value
