@@ -288,7 +288,7 @@ def claims_html(
         f'<td class="verdict {r["verdict"].split()[0]}">{e(r["verdict"])}</td></tr>' for r in data["claims"])
     foot = (f"scale {data['scale']} · {data['seeds']} seeds · {data['device']} ({data['hardware']}) · {data['date']} · "
             f"{data['run_seconds']:.0f} s · " + ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-            + "".join(f" · {d['variant']} ({d['sha256'][:12]})" for d in data["data"]))
+            + "".join(f" · {d['name']} ({d['sha256'][:12]})" for d in data["data"]))
     return (f'<table class="claims" data-quarto-disable-processing="true"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
             f'<tfoot><tr><td colspan="5"><small>{e(foot)}</small></td></tr></tfoot></table>')
 
