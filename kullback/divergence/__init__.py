@@ -9,7 +9,9 @@ __all__ = ['bregman', 'fenchel_young', 'jeffreys', 'kl_chain', 'split_target', '
            'infonce_bound', 'log_loo_mean_exp', 'log_mean_exp_offdiag', 'mi_alpha_bound', 'nwj_bound', 'tuba_bound',
            'effective_sample_size', 'gibbs_tilt', 'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits',
            'js_divergence', 'kl_from_logits', 'kl_top', 'log_mixture', 'masked_reduced', 'reduced',
-           'soft_cross_entropy']
+           'soft_cross_entropy', 'cauchy_schwarz_divergence', 'conditional_cs_divergence', 'cs_mutual_information',
+           'gaussian_cs_divergence', 'gaussian_gram', 'hsic', 'linear_cka', 'median_bandwidth', 'mmd2', 'rbf_kernel',
+           'pairwise_lp', 'sinkhorn_distance', 'sinkhorn_plan']
 
 # %% ../../nbs/divergence/index.ipynb #3
 from .convex import bregman, fenchel_young, jeffreys
@@ -24,6 +26,10 @@ from .information import (class_means, conditional_mutual_information, dv_bound,
 from .gibbs import effective_sample_size, gibbs_tilt, gumbel_topk, log_mean_exp, soft_value
 from .kl import (entropy_from_logits, js_divergence, kl_from_logits, kl_top, log_mixture,
                                     masked_reduced, reduced, soft_cross_entropy)
+from .kernel import (cauchy_schwarz_divergence, conditional_cs_divergence, cs_mutual_information,
+                                        gaussian_cs_divergence, gaussian_gram, hsic, linear_cka, median_bandwidth,
+                                        mmd2, rbf_kernel)
+from .transport import pairwise_lp, sinkhorn_distance, sinkhorn_plan
 
 _all_ = ["bregman", "fenchel_young", "jeffreys",
          "kl_chain", "split_target", "target_odds",
@@ -33,4 +39,7 @@ _all_ = ["bregman", "fenchel_young", "jeffreys",
          "log_mean_exp_offdiag", "mi_alpha_bound", "nwj_bound", "tuba_bound",
          "effective_sample_size", "gibbs_tilt", "gumbel_topk", "log_mean_exp", "soft_value",
          "entropy_from_logits", "js_divergence", "kl_from_logits", "kl_top", "log_mixture", "masked_reduced", "reduced",
-         "soft_cross_entropy"]
+         "soft_cross_entropy",
+         "cauchy_schwarz_divergence", "conditional_cs_divergence", "cs_mutual_information", "gaussian_cs_divergence",
+         "gaussian_gram", "hsic", "linear_cka", "median_bandwidth", "mmd2", "rbf_kernel",
+         "pairwise_lp", "sinkhorn_distance", "sinkhorn_plan"]
