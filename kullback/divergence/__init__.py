@@ -7,11 +7,11 @@ __all__ = ['bregman', 'fenchel_young', 'jeffreys', 'kl_chain', 'split_target', '
            'get_f_divergence', 'renyi_divergence', 'variational_link', 'bernoulli_kl', 'categorical_kl', 'dirichlet_kl',
            'gaussian_kl', 'gaussian_kl_full', 'class_means', 'conditional_mutual_information', 'dv_bound',
            'infonce_bound', 'log_loo_mean_exp', 'log_mean_exp_offdiag', 'mi_alpha_bound', 'nwj_bound', 'tuba_bound',
-           'effective_sample_size', 'gibbs_tilt', 'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits',
-           'js_divergence', 'kl_from_logits', 'kl_top', 'log_mixture', 'masked_reduced', 'reduced',
-           'soft_cross_entropy', 'cauchy_schwarz_divergence', 'conditional_cs_divergence', 'cs_mutual_information',
-           'gaussian_cs_divergence', 'gaussian_gram', 'hsic', 'linear_cka', 'median_bandwidth', 'mmd2', 'rbf_kernel',
-           'pairwise_lp', 'sinkhorn_distance', 'sinkhorn_plan']
+           'linear_cross_entropy', 'linear_divergence', 'linear_token_logps', 'effective_sample_size', 'gibbs_tilt',
+           'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits', 'js_divergence', 'kl_from_logits',
+           'kl_top', 'log_mixture', 'masked_reduced', 'reduced', 'soft_cross_entropy', 'cauchy_schwarz_divergence',
+           'conditional_cs_divergence', 'cs_mutual_information', 'gaussian_cs_divergence', 'gaussian_gram', 'hsic',
+           'linear_cka', 'median_bandwidth', 'mmd2', 'rbf_kernel', 'pairwise_lp', 'sinkhorn_distance', 'sinkhorn_plan']
 
 # %% ../../nbs/divergence/index.ipynb #3
 from .convex import bregman, fenchel_young, jeffreys
@@ -23,6 +23,7 @@ from .families import (bernoulli_kl, categorical_kl, dirichlet_kl, gaussian_kl,
 from .information import (class_means, conditional_mutual_information, dv_bound,
                                              infonce_bound, log_loo_mean_exp, log_mean_exp_offdiag,
                                              mi_alpha_bound, nwj_bound, tuba_bound)
+from .fused import linear_cross_entropy, linear_divergence, linear_token_logps
 from .gibbs import effective_sample_size, gibbs_tilt, gumbel_topk, log_mean_exp, soft_value
 from .kl import (entropy_from_logits, js_divergence, kl_from_logits, kl_top, log_mixture,
                                     masked_reduced, reduced, soft_cross_entropy)
@@ -37,6 +38,7 @@ _all_ = ["bregman", "fenchel_young", "jeffreys",
          "bernoulli_kl", "categorical_kl", "dirichlet_kl", "gaussian_kl", "gaussian_kl_full",
          "class_means", "conditional_mutual_information", "dv_bound", "infonce_bound", "log_loo_mean_exp",
          "log_mean_exp_offdiag", "mi_alpha_bound", "nwj_bound", "tuba_bound",
+         "linear_cross_entropy", "linear_divergence", "linear_token_logps",
          "effective_sample_size", "gibbs_tilt", "gumbel_topk", "log_mean_exp", "soft_value",
          "entropy_from_logits", "js_divergence", "kl_from_logits", "kl_top", "log_mixture", "masked_reduced", "reduced",
          "soft_cross_entropy",
