@@ -38,7 +38,8 @@ class Vectors:
     labels: Tensor   # int64 (N,)
     names: list[str] # what class 0, 1, … is called
     def __len__(self): return len(self.labels)
-    def __getitem__(self, index): return replace(self, features=self.features[index], labels=self.labels[index])
+    def __getitem__(self, index): return replace(self, features=self.features[index],
+                                                 labels=self.labels[index])
     def __repr__(self): return f"Vectors({tuple(self.features.shape)}, {len(self.names)} classes)"
 
 # %% ../../nbs/testbed/formats.ipynb #8
@@ -109,10 +110,10 @@ def json_lines(
 )->list[dict]: # in their order, without the keys of `where`
     "The rows of a JSON-lines file."
     rows = (json.loads(line) for line in gzip.decompress(data).decode().split("\n") if line)
-    keep = [{k: v for k, v in row.items() if k not in where} for row in rows
-            if all(row.get(k) == v for k, v in where.items())]
-    if not keep: raise ValueError(f"no row with {where}")
-    return keep
+    found = [{k: v for k, v in row.items() if k not in where} for row in rows
+             if all(row.get(k) == v for k, v in where.items())]
+    if not found: raise ValueError(f"no row with {where}")
+    return found
 
 def by_split(
     rows:list[dict], # with a column that says the split
@@ -140,7 +141,8 @@ def labelled(
     names:Iterable[str], # of the classes
 )->Dataset: # d columns and `label`, which knows its classes' names
     "A table with a class column."
-    kinds = Features({c: Value("float64") for c in columns} | {"label": ClassLabel(names=[str(n) for n in names])})
+    label = ClassLabel(names=[str(n) for n in names])
+    kinds = Features({c: Value("float64") for c in columns} | {"label": label})
     return Dataset.from_dict(dict(zip(kinds, [*features.T, labels.astype(np.int64)])), features=kinds)
 
 def matrix(
@@ -175,12 +177,13 @@ class Histories:
     def __len__(self): return len(self.fold)
     def __getitem__(self, i):
         own = slice(*self.offsets[i:i + 2].tolist())
-        return {k: getattr(self, k)[own] for k in ("skill", "correct", "problem") if getattr(self, k) is not None}
+        columns = {"skill": self.skill, "correct": self.correct, "problem": self.problem}
+        return {k: column[own] for k, column in columns.items() if column is not None}
     def __repr__(self): return f"Histories({len(self)} students, {len(self.skill)} answers)"
     def select(self, students):
         "The histories of some students, in the given order."
         lengths = self.offsets.diff()[students]
-        index = torch.cat([torch.arange(*self.offsets[i:i + 2]) for i in students.tolist()])
+        index = torch.cat([torch.arange(*self.offsets[i:i + 2].tolist()) for i in students.tolist()])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         return Histories(self.skill[index], self.correct[index], offsets, self.fold[students],
                          None if self.problem is None else self.problem[index])

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Archive', 'Pinned', 'DataError', 'Closed', 'say', 'sha256', 'verified', 'member', 'unpack', 'from_folder',
-           'from_installed', 'cache_path', 'keep', 'from_cache', 'pip_says', 'pip_settings', 'index_pages', 'Anchors',
-           'read_address', 'links', 'from_index', 'from_address', 'stored', 'first_open', 'from_archive', 'fetch']
+           'from_installed', 'cache_path', 'keep', 'from_cache', 'stored', 'pip_says', 'pip_settings', 'index_pages',
+           'Anchors', 'read_address', 'links', 'short', 'from_index', 'from_address', 'first_open', 'from_archive',
+           'fetch']
 
 # %% ../../nbs/testbed/routes.ipynb #4
 import ast
@@ -112,6 +113,7 @@ def from_folder(
     folder = os.environ.get("KULLBACK_DATA", "")
     if not folder: raise Closed("local folder: $KULLBACK_DATA is not set")
     path = Path(folder).expanduser()/pin.name
+    if not path.parent.is_dir(): raise Closed("local folder: $KULLBACK_DATA is no folder, seen from here")
     if not path.is_file(): raise Closed(f"local folder: $KULLBACK_DATA holds no {pin.name}")
     return verified(path.read_bytes(), pin, "local folder"), f"local folder: {pin.name}"
 
@@ -145,6 +147,7 @@ def keep(
     "Write a file so that no other process ever sees half of it."
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as part: part.write(data)
+    os.chmod(part.name, 0o644)
     os.replace(part.name, path)
 
 def from_cache(
@@ -158,7 +161,17 @@ def from_cache(
         raise Closed(f"cache: {pin.name} is damaged")
     return data, f"cache: {pin.name}"
 
-# %% ../../nbs/testbed/routes.ipynb #24
+# %% ../../nbs/testbed/routes.ipynb #22
+def stored(
+    data:bytes, # verified
+    pin:Pinned|Archive, # what they are
+)->bytes: # the same bytes
+    "Keep what the network gave, or say that it could not be kept."
+    try: keep(data, cache_path(pin))
+    except OSError as e: say(f"{pin.name} could not be cached ({type(e).__name__})")
+    return data
+
+# %% ../../nbs/testbed/routes.ipynb #25
 def pip_says(
     *words:str, # a pip command that only prints
 )->str: # what it printed
@@ -184,12 +197,12 @@ def index_pages(
     "Every page on which pip would look for the project's files."
     pages = settings.get("find-links", "").split()
     if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        first = settings.get("index-url") or re.search(r"\(default\s+(\S+?)\)", pip_says("download", "--help"))[1]
-        name = re.sub(r"[-_.]+", "-", project).lower()
+        default = lambda: re.search(r"\(default\s+(\S+?)\)", pip_says("download", "--help"))[1]
+        first, name = settings.get("index-url") or default(), re.sub(r"[-_.]+", "-", project).lower()
         pages += [f"{i.rstrip('/')}/{name}/" for i in [first, *settings.get("extra-index-url", "").split()]]
     return sorted(pages, key=lambda page: page.startswith("http"))
 
-# %% ../../nbs/testbed/routes.ipynb #27
+# %% ../../nbs/testbed/routes.ipynb #28
 class Anchors(HTMLParser):
     "The targets of a page's links."
     def __init__(self): super().__init__(); self.found = []
@@ -205,49 +218,62 @@ def read_address(
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         return Path(url2pathname(parts.path) if parts.scheme else url).expanduser().read_bytes(), "text/html"
-    request = Request(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), headers={"Accept": accept})
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = Request(bare, headers={"Accept": accept})
     if parts.username:
         word = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(word).decode())
-    proxy, handlers = settings.get("proxy"), [HTTPSHandler(context=ssl.create_default_context(cafile=settings.get("cert")))]
+    handlers = [HTTPSHandler(context=ssl.create_default_context(cafile=settings.get("cert")))]
+    proxy = settings.get("proxy")
     if proxy: handlers.append(ProxyHandler({"http": proxy, "https": proxy}))
     seconds = float(settings.get("timeout") or settings.get("default-timeout") or 15)
     with build_opener(*handlers).open(request, timeout=seconds) as answer:
         return answer.read(), answer.headers.get_content_type()
 
-# %% ../../nbs/testbed/routes.ipynb #28
+# %% ../../nbs/testbed/routes.ipynb #29
 def links(
     page:str, # address of a project's page, or a folder
     settings:dict, # of pip
 )->dict[str, tuple[str, str]]: # file name -> (address, sha256 or "")
     "The files a page offers."
     parts = urlsplit(page)
-    folder = None if parts.scheme in ("http", "https") else Path(url2pathname(parts.path) if parts.scheme else page)
-    if folder is not None and folder.is_dir():
-        if not (folder/"index.html").is_file(): return {p.name: (p.resolve().as_uri(), "") for p in folder.iterdir()}
-        page = (folder.resolve()/"index.html").as_uri()
+    if parts.scheme not in ("http", "https"):
+        folder = Path(url2pathname(parts.path) if parts.scheme else page).expanduser().resolve()
+        if folder.is_dir() and not (folder/"index.html").is_file():
+            return {p.name: (p.as_uri(), "") for p in folder.iterdir()}
+        page = (folder/"index.html" if folder.is_dir() else folder).as_uri()
     body, kind = read_address(page, settings, "application/vnd.pypi.simple.v1+json, text/html;q=0.5")
     if kind.endswith("json"):
-        return {f["filename"]: (urljoin(page, f["url"]), f["hashes"].get("sha256", "")) for f in json.loads(body)["files"]}
+        files = json.loads(body)["files"]
+        return {f["filename"]: (urljoin(page, f["url"]), f["hashes"].get("sha256", "")) for f in files}
     anchors = Anchors(); anchors.feed(body.decode())
     targets = [urlsplit(urljoin(page, href)) for href in anchors.found]
-    return {unquote(t.path.rpartition("/")[2]): (urlunsplit(t._replace(fragment="")), t.fragment.removeprefix("sha256="))
-            for t in targets}
+    bare = lambda t: urlunsplit(t._replace(fragment=""))
+    return {unquote(t.path.rpartition("/")[2]): (bare(t),
+                                                 t.fragment.removeprefix("sha256=")) for t in targets}
 
-# %% ../../nbs/testbed/routes.ipynb #31
+# %% ../../nbs/testbed/routes.ipynb #33
+def short(
+    error:Exception, # of a download
+)->str: # its kind, and the status where there is one
+    "A failure without addresses."
+    return f"{type(error).__name__} {getattr(error, 'code', '')}".strip()
+
 def from_index(
     archive:Archive, # wanted
 )->tuple[bytes, str]: # the bytes, and the route in words
     "The exact file, found where pip would look, verified and kept; never built, never run."
     settings, said = pip_settings(), []
+    say(f"asking the package index for {archive.name} ({archive.size/1e6:.1f} MB)")
     for number, page in enumerate(index_pages(archive.project, settings), 1):
         try:
             url, listed = links(page, settings).get(archive.name, ("", ""))
             if not url: said.append(f"place {number} does not list it"); continue
-            if listed and listed != archive.sha256: said.append(f"place {number} lists another file of this name"); continue
+            if listed not in ("", archive.sha256):
+                said.append(f"place {number} lists another file of this name"); continue
             data = read_address(url, settings)[0]
         except (OSError, ValueError, http.client.HTTPException) as e:
-            said.append(f"place {number}: {type(e).__name__} {getattr(e, 'code', '')}".strip()); continue
+            said.append(f"place {number}: {short(e)}"); continue
         return stored(verified(data, archive, "package index"), archive), f"package index: {archive.name}"
     raise Closed(f"package index: no {archive.name} ({'; '.join(said) or 'pip knows no place to look'})")
 
@@ -256,21 +282,13 @@ def from_address(
 )->tuple[bytes, str]: # the bytes, and the route in words
     "The file at its public address, verified and kept."
     if not pin.address: raise Closed("address: none is known")
+    say(f"asking the public address of {pin.name} ({pin.size/1e6:.1f} MB)")
     try: data = read_address(pin.address, {})[0]
     except (OSError, http.client.HTTPException) as e:
-        raise Closed(f"address: {pin.name} is out of reach ({type(e).__name__} {getattr(e, 'code', '')}".strip() + ")") from e
+        raise Closed(f"address: {pin.name} is out of reach ({short(e)})") from e
     return stored(verified(data, pin, "address"), pin), f"address: {pin.name}"
 
-def stored(
-    data:bytes, # verified
-    pin:Pinned|Archive, # what they are
-)->bytes: # the same bytes
-    "Keep what the network gave, or say that it could not be kept."
-    try: keep(data, cache_path(pin))
-    except OSError as e: say(f"{pin.name} could not be cached ({type(e).__name__})")
-    return data
-
-# %% ../../nbs/testbed/routes.ipynb #33
+# %% ../../nbs/testbed/routes.ipynb #35
 def first_open(
     pin:Pinned|Archive, # wanted
     routes:list[Callable], # in order

