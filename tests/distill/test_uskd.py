@@ -123,6 +123,20 @@ def test_confident_students_stay_finite():
         assert total.isfinite() and sure.grad.isfinite().all()
 
 
+def test_a_sure_weak_head_is_heard_in_the_paper_and_mute_in_the_code():
+    "1 − W_y is far below the code's 1e-6: its ranking is the student's, while Eq. 3 keeps the weak head's opinion."
+    student = torch.tensor([[3., .5, .4, .3, .2, .1]], dtype=torch.float64)
+    label = torch.tensor([0])
+    own = F.cross_entropy(student[:, 1:], zipf_labels(student, label)[:, 1:])
+    for form in ("paper", "code"):
+        loss = uskd(rank_score=form)
+        with torch.no_grad():
+            loss.weak_head.weight.zero_()
+            loss.weak_head.bias.copy_(torch.tensor([30., 0, 1, 2, 3, 4]))
+        nontarget = loss(MID[:1], student, label)[1]["nontarget"]
+        assert (nontarget - own).abs() < 1e-12 if form == "code" else nontarget - own > .05
+
+
 def test_state_is_the_weak_head():
     assert set(USKDLoss(3, 6).state_dict()) == {"weak_head.weight", "weak_head.bias"}
 
