@@ -62,8 +62,11 @@ class StackedMLP(nn.Module):
         for w, b in zip(self.weights[:-1], self.biases[:-1]): x = torch.baddbmm(b, x, w).relu()
         return x
 
+    def head(self, h:Tensor)->Tensor: # (S, B, H) to (S, B, K)
+        return torch.baddbmm(self.biases[-1], h, self.weights[-1])
+
     def forward(self, x:Tensor)->Tensor: # (S, B, K) logits
-        return torch.baddbmm(self.biases[-1], self.features(x), self.weights[-1])
+        return self.head(self.features(x))
 
 # %% ../../nbs/testbed/nets.ipynb #13
 class SmallCNN(nn.Module):
@@ -89,13 +92,15 @@ class SmallCNN(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self,
+    def outputs(self,
         x:Tensor, # (B, C, H, W)
-        middle:bool=False, # also return the pooled stage before last, (B, 2·width)
-    )->Tensor|tuple[Tensor, Tensor]:
+    )->tuple[Tensor, Tensor, Tensor]: # logits (B, K), features (B, 4·width), pooled stage before last (B, 2·width)
         maps = self.stages(x)
-        logits = self.head(maps[-1].mean((-2, -1)))
-        return (logits, maps[-2].mean((-2, -1))) if middle else logits
+        features = maps[-1].mean((-2, -1))
+        return self.head(features), features, maps[-2].mean((-2, -1))
+
+    def forward(self, x:Tensor)->Tensor: # (B, K) logits
+        return self.outputs(x)[0]
 
 # %% ../../nbs/testbed/nets.ipynb #18
 def pick_device(
