@@ -11,7 +11,11 @@ __all__ = ['bregman', 'fenchel_young', 'jeffreys', 'kl_chain', 'split_target', '
            'gumbel_topk', 'log_mean_exp', 'soft_value', 'entropy_from_logits', 'js_divergence', 'kl_from_logits',
            'kl_top', 'log_mixture', 'masked_reduced', 'reduced', 'soft_cross_entropy', 'cauchy_schwarz_divergence',
            'conditional_cs_divergence', 'cs_mutual_information', 'gaussian_cs_divergence', 'gaussian_gram', 'hsic',
-           'linear_cka', 'median_bandwidth', 'mmd2', 'rbf_kernel', 'pairwise_lp', 'sinkhorn_distance', 'sinkhorn_plan']
+           'linear_cka', 'median_bandwidth', 'mmd2', 'rbf_kernel', 'pairwise_lp', 'sinkhorn_distance', 'sinkhorn_plan',
+           'CSInformationBottleneck', 'cs_ib_loss', 'nib_upper_bound', 'clt_bandwidth', 'condensation_bandwidth',
+           'gaussian_cgf', 'gaussian_cgf_prime', 'kde_log_density', 'kde_log_density_limit', 'kde_weights',
+           'kl_gaussian_kde', 'kl_optimal_bandwidth', 'participation_ratio', 'scott_bandwidth', 'select_bandwidth',
+           'silverman_bandwidth', 'tail_index']
 
 # %% ../../nbs/divergence/index.ipynb #3
 from .convex import bregman, fenchel_young, jeffreys
@@ -31,6 +35,11 @@ from .kernel import (cauchy_schwarz_divergence, conditional_cs_divergence, cs_mu
                                         gaussian_cs_divergence, gaussian_gram, hsic, linear_cka, median_bandwidth,
                                         mmd2, rbf_kernel)
 from .transport import pairwise_lp, sinkhorn_distance, sinkhorn_plan
+from .bottleneck import CSInformationBottleneck, cs_ib_loss, nib_upper_bound
+from .density import (clt_bandwidth, condensation_bandwidth, gaussian_cgf, gaussian_cgf_prime,
+                                         kde_log_density, kde_log_density_limit, kde_weights, kl_gaussian_kde,
+                                         kl_optimal_bandwidth, participation_ratio, scott_bandwidth, select_bandwidth,
+                                         silverman_bandwidth, tail_index)
 
 _all_ = ["bregman", "fenchel_young", "jeffreys",
          "kl_chain", "split_target", "target_odds",
@@ -44,4 +53,8 @@ _all_ = ["bregman", "fenchel_young", "jeffreys",
          "soft_cross_entropy",
          "cauchy_schwarz_divergence", "conditional_cs_divergence", "cs_mutual_information", "gaussian_cs_divergence",
          "gaussian_gram", "hsic", "linear_cka", "median_bandwidth", "mmd2", "rbf_kernel",
-         "pairwise_lp", "sinkhorn_distance", "sinkhorn_plan"]
+         "pairwise_lp", "sinkhorn_distance", "sinkhorn_plan",
+         "CSInformationBottleneck", "cs_ib_loss", "nib_upper_bound",
+         "clt_bandwidth", "condensation_bandwidth", "gaussian_cgf", "gaussian_cgf_prime", "kde_log_density",
+         "kde_log_density_limit", "kde_weights", "kl_gaussian_kde", "kl_optimal_bandwidth", "participation_ratio",
+         "scott_bandwidth", "select_bandwidth", "silverman_bandwidth", "tail_index"]
