@@ -78,8 +78,8 @@ def js_divergence(
 )->Tensor: # (...) nats, between 0 and log 2
     "½·D(p‖m) + ½·D(q‖m) with m the midpoint; symmetric."
     check_same_shape(p=p, q=q)
-    m = (p + q)/2
-    return (torch.xlogy(p, p) + torch.xlogy(q, q) - 2*torch.xlogy(m, m)).sum(-1)/2
+    xlogx = lambda x: x*x.masked_fill(x == 0, 1).log() # a class without mass adds 0, and no NaN to gradients
+    return (xlogx(p) + xlogx(q) - 2*xlogx((p + q)/2)).sum(-1)/2
 
 def log_mixture(
     a_logp:Tensor, # (..., K) log-probabilities
@@ -90,7 +90,10 @@ def log_mixture(
     check_same_shape(a_logp=a_logp, b_logp=b_logp)
     lam = torch.as_tensor(lam, dtype=a_logp.dtype, device=a_logp.device)
     require((lam >= 0) & (lam <= 1), "lam must lie in [0, 1], got {bad}", lam)
-    return torch.logaddexp((1 - lam).log() + a_logp, lam.log() + b_logp)
+    a, b = (1 - lam).log() + a_logp, lam.log() + b_logp
+    nowhere = (a == -math.inf) & (b == -math.inf) # logaddexp(−∞, −∞) has no gradient
+    both = torch.logaddexp(a.masked_fill(nowhere, 0), b.masked_fill(nowhere, 0))
+    return both.masked_fill(nowhere, -math.inf)
 
 # %% ../../nbs/divergence/kl.ipynb #24
 def kl_top(

@@ -55,8 +55,8 @@ def test_one_member_is_its_own_mean():
 
 
 def test_many_members_in_half_precision():
-    "Counts are integers and sums float32: 5,000 ones stay a mean of one."
-    assert (class_means(torch.ones(5000, 2, dtype=torch.bfloat16), torch.zeros(5000, dtype=torch.long), 1) == 1).all()
+    "Counts are integers and sums float32: a sum of 500,000 would overflow in float16, its mean is 100."
+    assert (class_means(torch.full((5000, 2), 100, dtype=torch.float16), torch.zeros(5000, dtype=torch.long), 1) == 100).all()
 
 
 def test_mean_gradient():
