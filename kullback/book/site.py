@@ -38,7 +38,7 @@ def process(
     proc = root/"_proc"
     shutil.rmtree(proc, ignore_errors=True)
     skip = "^[_.]|^(kullback|tests|bench|build|dist|node_modules)$"
-    call = f"from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, skip_folder_re={skip!r})"
+    call = f"from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, skip_folder_re={skip!r})"
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
                MPLBACKEND="agg", PYTHONWARNINGS="ignore")
     env.setdefault("OMP_NUM_THREADS", "1")
