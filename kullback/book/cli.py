@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'clone', 'main', 'ending', 'plain_lines', 'live_bars', 'stoppable', 'same_by_hand', 'interrupted',
-           'run_pages', 'results_table', 'list_pages', 'show_ledger', 'make_site']
+           'run_pages', 'results_table', 'list_pages', 'show_ledger', 'make_site', 'show_data', 'claims_of',
+           'compare_runs', 'new_reproduction']
 
 # %% ../../nbs/book/cli.ipynb #4
 import shlex, signal, sys
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from .run import (Defect, Progress, Refusal, Result, finished, front_matter, pages, papermill_call,
-                               plan, read_notebook, run_jobs, threads_each, write_summary)
+                               plan, read_notebook, run_jobs, suggest, threads_each, write_summary)
 
 # %% ../../nbs/book/cli.ipynb #7
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -203,3 +204,66 @@ def make_site(
     "Build ledger, errata and the site from the committed runs."
     from kullback.book.site import build_site
     print(f"read {build_site(clone(root))}")
+
+# %% ../../nbs/book/cli.ipynb #19
+@app.command("data")
+def show_data(
+    name:Annotated[str|None, typer.Argument(help="one data set, with its routes")]=None,
+)->None:
+    "Every data set: what it is, its terms, and whether it is at hand."
+    from kullback.testbed.data import catalog
+    rows = {r["name"]: r for r in catalog()}
+    if name is None:
+        table = Table("name", "what", "rows", "terms", "at hand")
+        for r in rows.values(): table.add_row(r["name"], r["what"], f"{r['rows']:,}", r["terms"], r["here"] or "—")
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        return
+    if name not in rows: raise Refusal(f"unknown data set {name}{suggest(name, rows)}; `kullback data` lists all {len(rows)}")
+    r = rows[name]
+    print(f"{name}: {r['what']}\n  terms: {r['terms']}\n  rows: {r['rows']:,}; bytes to fetch: {r['bytes']:,}\n  routes, in order:")
+    print("\n".join(f"    {way}" for way in r["routes"]) + f"\n  at hand: {r['here'] or 'no'}")
+
+# %% ../../nbs/book/cli.ipynb #21
+def claims_of(
+    what:str, # a path, or a slug
+    path:Path, # where a slug's notebook lies
+)->dict: # a payload
+    "The claims of an executed notebook."
+    from kullback.testbed.claims import read_claims
+    path = Path(what) if what.endswith(".ipynb") else path
+    if not path.exists(): raise Refusal(f"no notebook {path}")
+    claims = read_claims(read_notebook(path))
+    if claims is None: raise Refusal(f"{path} holds no claims: it has not been run to its end")
+    return claims
+
+@app.command("compare")
+def compare_runs(
+    run:Annotated[str, typer.Argument(metavar="RUN", help="an executed notebook, or a slug: its run in _runs/small/")],
+    committed:Annotated[str|None, typer.Argument(metavar="[COMMITTED]", help="another; else the page in reproductions/")]=None,
+    root:Root=None,
+)->None: # exit code 1 where they differ
+    "Your run beside the committed one, claim by claim, within each claim's tolerance."
+    from kullback.book.compare import compare_claims, digits, said
+    root = clone(root)
+    known = pages(root)
+    if not run.endswith(".ipynb") and run not in known: raise Refusal(f"unknown slug {run}{suggest(run, known)}")
+    mine = claims_of(run, root/"_runs"/"small"/f"{run}.ipynb")
+    if committed is None and mine["slug"] not in known: raise Refusal(f"no page {mine['slug']} to compare with")
+    rows = compare_claims(mine, claims_of(committed or mine["slug"], known.get(committed or mine["slug"], Path(committed or ""))))
+    table = Table("claim", "this run", "committed", "tolerance", "unit", "outcome", title=f"{mine['slug']}, scale {mine['scale']}")
+    for r in rows: table.add_row(r.id, digits(r.run), digits(r.committed), digits(r.tolerance), r.unit, said(r))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    differ = [r.id for r in rows if not r.agrees]
+    print(f"{len(differ)} of {len(rows)} claims differ: {', '.join(differ)}" if differ else f"all {len(rows)} claims agree")
+    raise typer.Exit(int(bool(differ)))
+
+@app.command("new")
+def new_reproduction(
+    part:Annotated[str, typer.Argument(metavar="PART", help="a room of the book")],
+    slug:Annotated[str, typer.Argument(metavar="SLUG", help="the paper's short name")],
+    root:Root=None,
+)->None:
+    "Write a reproduction page that runs at once, and say what comes next."
+    from kullback.book.scaffold import next_steps, scaffold
+    root = clone(root)
+    print(next_steps(scaffold(root, part, slug), root))

@@ -290,7 +290,7 @@ def failed_cell(
     for c, out in errors:
         if (out["ename"], out["evalue"]) in (("SystemExit", ""), ("SystemExit", "0")): continue
         raised = re.search(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(out["traceback"])))
-        return cell_name(nb, c, int(raised[1]) if raised else 1), f"{out['ename']}: {out['evalue']}"[:600]
+        return cell_name(nb, c, int(raised[1]) if raised else 1), f"{out['ename']}: {out['evalue']}"[:1500]
     return "", ""
 
 def claims_problem(
