@@ -3,6 +3,7 @@ SHELL  := /bin/bash
 VENV   ?= .venv
 PYTHON ?= python3.11
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 STAMP  := $(VENV)/.kullback-stamp
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONPATH := $(CURDIR)
@@ -28,7 +29,7 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@touch $@
 
 run: $(STAMP) ## every reproduction at scale smoke, then ledger and site; the last line says where to look
-	$(BIN)/kullback run --all --scale smoke --jobs 2 --root . ; code=$$?; \
+	$(BIN)/kullback run --all --scale smoke --jobs $(JOBS) --root . ; code=$$?; \
 	$(BIN)/kullback site --root . || code=1; exit $$code
 
 test: $(STAMP) ## ruff, every library page in a fresh kernel, pytest

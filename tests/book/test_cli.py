@@ -10,7 +10,15 @@ import time
 import pytest
 import tiny
 
+from kullback.book.cli import main
+
 WAIT = "import os, time\nwhile not os.path.exists('_go'): time.sleep(.1)"
+
+
+def here(*words):
+    "The command in this process, for what needs no kernel."
+    with pytest.raises(SystemExit) as stop: main(list(map(str, words)))
+    return stop.value.code
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +30,11 @@ def ran(tmp_path_factory):
     tiny.put(root, "quiet", claims=None)
     tiny.put(root, "dies", "import os\nos.kill(os.getpid(), 9)")
     tiny.put(root, "untagged", head=None)
-    return root, tiny.kullback("run", "--all", "--scale", "smoke", "--jobs", 2, cwd=root)
+    tiny.put(root, "absent", "from kullback.testbed.data import load\nload('cifar100-q90')")
+    tiny.put(root, "damaged", "from kullback.testbed.routes import Pinned, fetch\nfetch(Pinned('digits.csv.gz', 64*'0', 10))")
+    (root/"_data").mkdir()
+    (root/"_data"/"digits.csv.gz").write_text("not these bytes")
+    return root, tiny.kullback("run", "--all", "--scale", "smoke", "--jobs", 2, cwd=root, KULLBACK_DATA=str(root/"_data"))
 
 
 def test_a_failure_is_named_kept_and_does_not_stop_the_others(ran):
@@ -34,17 +46,21 @@ def test_a_failure_is_named_kept_and_does_not_stop_the_others(ran):
     assert "quiet  FAILED\n  the page ran to its end but displayed no claims" in said
     assert "dies  FAILED in cell 4 of 5" in said and "Kernel died" in said
     assert "untagged  FAILED\n  no cells are tagged `parameters`" in said
-    assert "1 of 5 ran well" in said
+    assert "absent  FAILED in cell 4 of 5, line 2: load('cifar100-q90')\n  DataError: cifar100-q90 cannot be had here" in said
+    assert "$KULLBACK_DATA holds no cifar100_train.npz" in said
+    assert "damaged  FAILED in cell 4 of 5, line 2" in said and "checksum mismatch: digits.csv.gz from the local folder" in said
+    assert "1 of 7 ran well" in said
     kept = json.loads((root/"_runs/smoke/raises.failed.ipynb").read_text())
     assert any(o["output_type"] == "error" for c in kept["cells"] for o in c.get("outputs", []))
     assert sorted(p.name for p in (root/"_runs/smoke").iterdir()) == [
-        "dies.failed.ipynb", "good.ipynb", "quiet.failed.ipynb", "raises.failed.ipynb", "summary.json"]
+        "absent.failed.ipynb", "damaged.failed.ipynb", "dies.failed.ipynb", "good.ipynb", "quiet.failed.ipynb", "raises.failed.ipynb", "summary.json"]
 
 
 def test_the_summary_says_how_each_page_ended(ran):
     root, _ = ran
     rows = {r["slug"]: r for r in json.loads((root/"_runs/smoke/summary.json").read_text())["runs"]}
-    assert {s: r["status"] for s, r in rows.items()} == dict(good="ok", raises="failed", quiet="failed", dies="failed", untagged="failed")
+    failed = ["absent", "damaged", "dies", "quiet", "raises", "untagged"]
+    assert {s: r["status"] for s, r in rows.items()} == dict.fromkeys(failed, "failed") | dict(good="ok")
     assert rows["good"]["notebook"] == "_runs/smoke/good.ipynb" and rows["good"]["parameters"] == dict(scale="smoke", seeds=1)
 
 
@@ -111,7 +127,7 @@ def test_ctrl_c_loses_only_what_is_in_flight(tmp_path):
     root = tiny.clone(tmp_path)
     tiny.put(root, "a-quick")
     tiny.put(root, "b-slow", "import os\nopen('_pid', 'w').write(str(os.getpid()))\n" + WAIT)
-    tiny.put(root, "c-next", WAIT)
+    tiny.put(root, "c-next")
     words = ["run", "--all", "--scale", "smoke", "--jobs", "2"]
     quick = root/"_runs/smoke/a-quick.ipynb"
     running = start(root, *words)
@@ -157,11 +173,23 @@ def test_the_command_starts_without_torch():
     assert done.stdout == "[]\n"
 
 
-def test_list_shows_every_page_and_what_is_wrong_with_it(tmp_path):
+def test_list_shows_every_page_and_what_is_wrong_with_it(tmp_path, capsys):
     root = tiny.clone(tmp_path)
     tiny.put(root, "good")
     tiny.put(root, "bad", front=None)
-    done = tiny.kullback("list", cwd=root)
-    assert done.returncode == 0
-    rows = {line.split("│")[2].strip(): line for line in done.stdout.splitlines() if "│" in line}
+    assert here("list", "--root", root) == 0
+    rows = {line.split("│")[2].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert "not run yet" in rows["good"] and "small smoke paper" in rows["good"] and "no front matter" in rows["bad"]
+
+
+def test_a_new_page_runs_at_scale_smoke(tmp_path, capsys):
+    root = tiny.clone(tmp_path)
+    assert here("new", "classify", "smooth-digits", "--root", root) == 0
+    assert "kullback run smooth-digits --scale smoke" in capsys.readouterr().out
+    done = tiny.kullback("run", "smooth-digits", "--scale", "smoke", cwd=root, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout
+    claims = tiny.shown(tiny.executed(root, "smooth-digits"))
+    assert [c["verdict"] for c in claims["claims"]] == ["no verdict (smoke)"]*2 and claims["data"][0]["name"] == "digits"
+    run = root/"_runs/smoke/smooth-digits.ipynb"
+    assert here("compare", run, run, "--root", root) == 0 and "all 2 claims agree" in capsys.readouterr().out
+    assert here("new", "distill", "smooth-digits", "--root", root) == 2 and "smooth-digits exists" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def environment(**more):
 
 def kullback(*words, cwd, **env):
     "The command in its own process."
-    return subprocess.run(command(*words), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*words), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300)
 
 
 def executed(root, slug, scale="smoke"): return json.loads((root/"_runs"/scale/f"{slug}.ipynb").read_text())
