@@ -270,6 +270,6 @@ def new_reproduction(
     root:Root=None,
 )->None:
     "Write a reproduction page that runs at once."
-    from kullback.book.scaffold import next_steps, scaffold
+    from kullback.book.scaffold import add_page, next_steps
     root = clone(root)
-    print(next_steps(scaffold(root, part, slug), root))
+    print(next_steps(add_page(root, part, slug), root))
