@@ -35,7 +35,7 @@ run: $(STAMP) ## every reproduction at scale smoke, then ledger and site; the la
 test: $(STAMP) ## ruff, every library page in a fresh kernel, pytest
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_test --path nbs --n_workers 2 --do_print
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 site: $(STAMP) ## the ledger and the site in _site/, from the committed runs
 	$(BIN)/kullback site --root .

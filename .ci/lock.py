@@ -1,4 +1,7 @@
-"Resolve settings.ini's requirements (with the extra `dev`) into requirements.lock: versions only, no index addresses."
+"""Resolve settings.ini's requirements (with the extra `dev`) into requirements.lock: versions only, no index addresses.
+
+Pins that still fit are kept; UPGRADE=1 looks for newer ones.
+"""
 import os
 import subprocess
 import sys
@@ -20,13 +23,12 @@ def setting(name):
 
 env = dict(os.environ, UV_INDEX_STRATEGY="unsafe-best-match", UV_EXTRA_INDEX_URL=setting("global.extra-index-url"),
            UV_FIND_LINKS=setting("global.find-links"))
-constraint = setting("global.constraint")
 with tempfile.TemporaryDirectory() as tmp:
     source = Path(tmp) / "requirements.in"
     source.write_text("\n".join(wanted) + "\n", encoding="utf-8")
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--no-annotate", "--no-header", "--python-version", "3.11",
-               "--upgrade", str(source), "-o", str(root / "requirements.lock")]
-    if constraint: command += ["--constraint", constraint]
+               str(source), "-o", str(root / "requirements.lock")]
+    if os.environ.get("UPGRADE") == "1": command.append("--upgrade")
     subprocess.run(command, check=True, env=env)
 lock = (root / "requirements.lock").read_text(encoding="utf-8")
 if "://" in lock: raise SystemExit("requirements.lock holds an address; nobody else could use it")
