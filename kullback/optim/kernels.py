@@ -9,6 +9,7 @@ __all__ = ['L1', 'L2SQ', 'NUCLEAR', 'LOGSUMEXP', 'ConvexKernel', 'get_kernel']
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 import torch
@@ -43,6 +44,11 @@ def _beyond(
     return (gauge - 1).clamp_min(0)
 
 # %% ../../nbs/optim/kernels.ipynb #11
+def _named(family:str, number:float)->str:
+    "A name that reads back as the same number."
+    short = f"{number:g}"
+    return f"{family}({short if float(short) == number else repr(number)})"
+
 def _box(y): return torch.linalg.vector_norm(y, math.inf)
 def _outside_box(y): return _beyond(_box(y))
 def _half_square(x): return x.square().sum()/2
@@ -59,33 +65,35 @@ def _huber(e:float)->ConvexKernel:
     check_positive(**{"huber's e": e})
     def value(x): a = x.abs(); return torch.where(a <= e, a.square()/(2*e), a - e/2).sum()
     return ConvexKernel(
-        f"huber({e:g})", value, lambda x: (x/e).clamp(-1, 1),
+        _named("huber", e), value, lambda x: (x/e).clamp(-1, 1),
         lambda y: _fenced(e*_half_square(y), _outside_box(y)), _outside_box, elementwise=True)
 
 def _soft_l1(e:float)->ConvexKernel:
     "Flat up to e, linear beyond: a lasso inside the box."
     check_positive(**{"soft_l1's e": e})
     return ConvexKernel(
-        f"soft_l1({e:g})", lambda x: (x.abs() - e).clamp_min(0).sum(), lambda x: x.sign()*(x.abs() > e),
+        _named("soft_l1", e), lambda x: (x.abs() - e).clamp_min(0).sum(), lambda x: x.sign()*(x.abs() > e),
         lambda y: _fenced(e*y.abs().sum(), _outside_box(y)), _outside_box, elementwise=True)
 
 # %% ../../nbs/optim/kernels.ipynb #15
+def _scaled(x:Tensor, size:Tensor)->Tensor:
+    "x/size, and 0 where the size is 0. Dividing by the largest entry first keeps powers from vanishing."
+    return x/torch.where(size > 0, size, torch.ones_like(size))
+
 def _norm_kernel(name:str, value:Callable, grad:Callable, dual:Callable)->ConvexKernel:
     "A norm as a kernel; `dual` is its dual norm."
     def conjugate(y): gauge = dual(y); return _fenced(torch.zeros_like(gauge), _beyond(gauge))
     return ConvexKernel(name, value, grad, conjugate, lambda y: _beyond(dual(y)))
 
 def _lp(p:float)->ConvexKernel:
-    "sign(x)·|x|^(p−1)/‖x‖_p^(p−1), scaled first so that powers neither overflow nor vanish."
+    "sign(x)·|x|^(p−1)/‖x‖_p^(p−1)."
     if not 1 <= p < math.inf: raise ValueError(f"lp(p) needs a finite p ≥ 1, got {p}")
     q = math.inf if p == 1 else p/(p - 1)
     norm = torch.linalg.vector_norm
     def grad(x):
-        largest = _box(x)
-        a = x.abs()/torch.where(largest > 0, largest, torch.ones_like(largest))
-        size = norm(a, p)
-        return x.sign()*(a/torch.where(size > 0, size, torch.ones_like(size)))**(p - 1)
-    return _norm_kernel(f"lp({p:g})", lambda x: norm(x, p), grad, lambda y: norm(y, q))
+        a = _scaled(x.abs(), _box(x))
+        return x.sign()*_scaled(a, norm(a, p))**(p - 1)
+    return _norm_kernel(_named("lp", p), lambda x: norm(x, p), grad, lambda y: norm(y, q))
 
 def _topk(k:int)->ConvexKernel:
     "Sum of the k largest magnitudes (all of them, if there are fewer)."
@@ -103,11 +111,13 @@ def _group(dim:int)->ConvexKernel:
     "Sum of Euclidean norms along one axis."
     if dim != int(dim): raise ValueError(f"group(dim) needs an axis, got {dim:g}")
     dim = int(dim)
-    def norms(x):
-        if not -x.ndim <= dim < x.ndim:
-            raise ValueError(f"group({dim}) of a tensor of shape {tuple(x.shape)}")
-        return torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    def grad(x): size = norms(x); return x/torch.where(size > 0, size, torch.ones_like(size))
+    def checked(x):
+        if -x.ndim <= dim < x.ndim: return x
+        raise ValueError(f"group({dim}) of a tensor of shape {tuple(x.shape)}")
+    def norms(x): return torch.linalg.vector_norm(checked(x), dim=dim, keepdim=True)
+    def grad(x):
+        x = _scaled(checked(x), x.abs().amax(dim, keepdim=True))
+        return _scaled(x, norms(x))
     return _norm_kernel(f"group({dim})", lambda x: norms(x).sum(), grad, lambda y: norms(y).max())
 
 def _matrix(x:Tensor)->Tensor:
@@ -121,8 +131,8 @@ def _polar(x:Tensor)->Tensor:
     present = s > max(x.shape)*torch.finfo(s.dtype).eps*s[0]
     return ((u*present.to(u.dtype)) @ vh).to(x.dtype)
 
-NUCLEAR = _norm_kernel("nuclear", lambda x: torch.linalg.svdvals(_matrix(x)).sum(), _polar,
-                       lambda y: torch.linalg.svdvals(_matrix(y)).max())
+NUCLEAR = _norm_kernel("nuclear", lambda x: torch.linalg.svdvals(_matrix(x)).sum().to(x.dtype), _polar,
+                       lambda y: torch.linalg.svdvals(_matrix(y)).max().to(y.dtype))
 
 # %% ../../nbs/optim/kernels.ipynb #20
 def _off_simplex(y:Tensor)->Tensor:
@@ -164,5 +174,7 @@ def _from_gradient(
 )->ConvexKernel: # `value`, `conjugate` and `violation` raise ValueError
     "A kernel of which only the slope is known."
     name = getattr(grad, "__name__", type(grad).__name__)
-    def unknown(*_): raise ValueError(f"kernel {name!r} is known by its gradient alone")
+    unknown = partial(_refuse, name)
     return ConvexKernel(name, unknown, grad, unknown, unknown)
+
+def _refuse(name:str, *_): raise ValueError(f"kernel {name!r} is known by its gradient alone")
