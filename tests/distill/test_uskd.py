@@ -78,18 +78,20 @@ def test_weak_head_alone_is_label_smoothing():
 
 
 @pytest.mark.parametrize("form", ["paper", "code"])
-def test_ids_and_mixtures(form):
+@pytest.mark.parametrize("first, second", [(.7, .3), (1., 0.)])
+def test_mixtures(form, first, second):
+    "A share of 0 is no label in the paper's form; in the code's its class, the first of the zeros, leaves the rest."
     loss = uskd(rank_score=form)
-    other = torch.tensor([2, 4, 3, 0])
-    shares = .7*F.one_hot(LABELS, 6).double() + .3*F.one_hot(other, 6).double()
+    other = torch.tensor([2, 4, 3, 0]) if second else torch.tensor([0, 0, 1, 0])
+    shares = first*F.one_hot(LABELS, 6).double() + second*F.one_hot(other, 6).double()
     parts = loss(MID, STUDENT, shares)[1]
     S, W, rows = STUDENT.softmax(-1), loss.weak_head(MID).softmax(-1).detach(), torch.arange(4)
     target, nontarget = 0., 0.
-    for share, y in ((.7, LABELS), (.3, other)):
+    for share, y in ((first, LABELS), (second, other))[:2 if second else 1]:
         square = S[rows, y]**2
         target = target - ((share + square - square.mean())*S[rows, y].log()).mean()
     for b in range(4):
-        gone = (LABELS[b].item(), other[b].item())
+        gone = (LABELS[b].item(), other[b].item())[:1 if form == "paper" and not second else 2]
         w, s, ls = W[b], S[b], S[b].log()
         R = (w/(1 - w[gone, ].sum()) + s/(1 - s[gone, ].sum()) if form == "paper" else
              w/(1 - w[gone, ].sum() + 1e-6) + ls/(1 - ls[gone, ].sum() + 1e-6))
