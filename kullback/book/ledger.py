@@ -116,7 +116,8 @@ def rule_and_run(
     nb, versions = json.loads(Path(notebook).read_text(encoding="utf-8")), history(root, notebook)
     shallow = (git(root, "rev-parse", "--is-shallow-repository") or "").strip() == "true"
     rule = since(versions, rule_key, rule_key(nb), shallow)
-    run = since(versions, read_claims, read_claims(nb), shallow)
+    data = read_claims(nb)
+    run = None if data is None else since(versions, read_claims, data, shallow)
     order = [v[0] for v in versions]
     first = None if rule is None or run is None else order.index(rule[0]) > order.index(run[0])
     return dict(rule=rule, run=run, rule_first=first)

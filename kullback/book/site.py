@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'KATEX', 'ELSEWHERE', 'CDN', 'process', 'read', 'markdown', 'with_front', 'rebase', 'doc_name',
-           'source_of', 'with_headings', 'once', 'strip_html', 'warnings_md', 'annotate', 'section', 'fenced',
-           'output_md', 'cell_md', 'errata_qmd', 'figures_html', 'ledger_qmd', 'smoke_qmd', 'home', 'title_of', 'shelf',
-           'navigate', 'render', 'members', 'bring', 'katex', 'localise', 'offline', 'readme_md', 'generate',
-           'build_site']
+           'source_of', 'with_headings', 'once', 'strip_html', 'warnings_md', 'take_heading', 'annotate', 'section',
+           'fenced', 'output_md', 'cell_md', 'errata_qmd', 'figures_html', 'ledger_qmd', 'smoke_qmd', 'home',
+           'title_of', 'shelf', 'navigate', 'render', 'members', 'bring', 'katex', 'localise', 'offline', 'readme_md',
+           'generate', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #3
 import ast
@@ -157,6 +157,17 @@ def warnings_md(
     return (f":::: {{.callout-warning}}\n## Stale\nSince this run {moved} changed. The numbers are those of {rows[0]['date']}; "
             f"`kullback run {slug}` measures again.\n::::")
 
+def take_heading(
+    nb:dict, # a processed reproduction page, whose title stands in its front matter
+)->str: # its heading of level one, which leaves the page; empty if it has none
+    "A second title is a short name for the sidebar."
+    for cell in nb["cells"]:
+        m = re.match(r"# (.+)\n*", "".join(cell["source"])) if cell["cell_type"] == "markdown" else None
+        if m:
+            cell["source"] = ["".join(cell["source"])[m.end():]]
+            return m[1].strip()
+    return ""
+
 def annotate(
     path:Path, # a processed reproduction page
     rows:list[dict], # its rows of the ledger
@@ -165,8 +176,8 @@ def annotate(
 )->None:
     "Verdict, warning and citation, written into a processed page."
     nb = read(path)
-    bibtex = front_matter(nb).get("bibtex")
-    with_front(nb, verdict=rows[0]["verdict"] if rows else "not measured", room=room, order=order)
+    bibtex, short = front_matter(nb).get("bibtex"), take_heading(nb)
+    with_front(nb, verdict=rows[0]["verdict"] if rows else "not measured", room=room, order=order, short=short or path.stem)
     added = [strip_html(rows, "../../")] if rows else []
     added += [w for w in [warnings_md(rows, path.stem)] if w]
     nb["cells"][1:1] = map(markdown, added)
@@ -309,8 +320,8 @@ def shelf(
         entry = dict(section=title_of(proc/"nbs"/part/"index.ipynb"), contents=[])
         if (proc/top/part/"index.ipynb").exists(): entry["href"] = f"{top}/{part}/index.ipynb"
         for p in pages:
-            title = title_of(p)
-            entry["contents"].append(dict(text=title if len(title) <= 36 else p.stem, href=p.relative_to(proc).as_posix()))
+            meta = front_matter(read(p))
+            entry["contents"].append(dict(text=str(meta.get("short") or meta.get("title", p.stem)), href=p.relative_to(proc).as_posix()))
         sections.append(entry)
     return sections
 
