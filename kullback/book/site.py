@@ -476,7 +476,9 @@ def generate(
     home(proc, rows)
     (proc/"ledger.qmd").write_text(ledger_qmd(rows, summary.exists()), encoding="utf-8")
     (proc/"errata.qmd").write_text(errata_qmd(root), encoding="utf-8")
-    if summary.exists(): (proc/"smoke.qmd").write_text(smoke_qmd(read(summary)), encoding="utf-8")
+    if summary.exists():                                          # an error may name folders of this machine
+        text = smoke_qmd(read(summary)).replace(sys.prefix, "…").replace(str(root), "…")
+        (proc/"smoke.qmd").write_text(text, encoding="utf-8")
     navigate(proc)
 
 def build_site(
