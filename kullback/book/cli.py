@@ -199,9 +199,13 @@ def show_ledger(
 )->None:
     "What the committed runs found, claim by claim."
     from kullback.book.ledger import ledger_rows
-    table = Table("slug", "claim", "sentence", "verdict")
-    for row in ledger_rows(clone(root)): table.add_row(row["slug"], row["id"], row["sentence"], row["verdict"])
-    show(table)
+    rows = ledger_rows(clone(root))
+    table = Table("paper", "claim", "here", "the paper's", "verdict")
+    for r in rows:
+        verdict = r["verdict"] + " (stale)"*bool(r["stale"])
+        table.add_row(r["slug"] if r["primary"] else "", r["sentence"], r["here"], r["paper"], verdict)
+    if rows: show(table)
+    else: print("no page has been run yet: kullback run SLUG --in-place")
 
 @app.command("site")
 def make_site(

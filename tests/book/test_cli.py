@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from kullback.book.cli import main
+from kullback.testbed.claims import Claim, Claims, exact, greater
 
 WAIT = "import os, time\nwhile not os.path.exists('_go'): time.sleep(.1)"
 
@@ -193,3 +194,23 @@ def test_a_new_page_runs_at_scale_smoke(tmp_path, capsys):
     run = root/"_runs/smoke/smooth-digits.ipynb"
     assert here("compare", run, run, "--root", root) == 0 and "all 2 claims agree" in capsys.readouterr().out
     assert here("new", "distill", "smooth-digits", "--root", root) == 2 and "smooth-digits exists" in capsys.readouterr().err
+
+
+def test_the_ledger_lists_what_was_committed(tmp_path, capsys):
+    root = tiny.clone(tmp_path)
+    page = tiny.put(root, "good")
+    assert here("ledger", "--root", root) == 0 and "no page has been run yet" in capsys.readouterr().out
+    rules = [Claim("a", "it helps [much]", greater(0), paper="69.90 → 71.96", primary=True), Claim("b", "it is itself", exact(atol=1.))]
+    claims = Claims("good", rules, seeds=5)
+    claims.paired("a", [1., 2., 3., 2., 1.])
+    claims.exact("b", 1., 1.)
+    nb = json.loads(page.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        data = {"application/vnd.kullback.claims+json": claims.payload()}
+    nb["cells"][-1]["outputs"] = [dict(output_type="display_data", metadata={}, data=data)]
+    page.write_text(json.dumps(nb))
+    assert here("ledger", "--root", root) == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "│" in line and "it " in line]
+    assert all(word in first for word in ("good", "it helps [much]", "+1.8", "69.90 → 71.96", "holds here"))
+    assert "it is itself" in second and "reproduced (stale)" in second  # this clone lacks the modules that were used
