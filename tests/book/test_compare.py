@@ -37,6 +37,13 @@ def test_exact_values_are_compared_one_by_one(values, data):
     assert not row.agrees and (row.run, row.committed) == (far[at], values[at])
 
 
+def test_the_worst_exact_value_is_the_one_furthest_beyond_its_own_allowance():
+    "A thousand may move by ten (1 %), a zero by a tenth."
+    def exact(*values): return claim("x", values[0], kind="exact", values=list(values), atol=.1, rtol=.01)
+    row, = compare_claims(payload(exact(1009., .2)), payload(exact(1000., 0.)))
+    assert not row.agrees and (row.run, row.committed) == (.2, 0.)
+
+
 @given(FINITE, FINITE)
 def test_one_seed_states_no_tolerance(a, b):
     assume(a != b)

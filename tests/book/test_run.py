@@ -132,8 +132,9 @@ def test_we_and_papermill_read_the_same_parameter_cell(root):
     assert list(parameters(tiny.page("x"))) == ["seeds", "device", "scale", "lr", "grid", "teacher"]
 
 
-VALUES = {"bool": st.booleans(), "int": st.integers(), "float": st.floats(allow_nan=False), "str": st.text(),
-          "list[float]": st.lists(st.floats(allow_nan=False)), "list[str]": st.lists(st.text()),
+GUESSED = st.sampled_from(["True", "False", "None", "5", "1e3", "-.5", "nan", "1_0"])  # papermill's -p makes something else of these
+VALUES = {"bool": st.booleans(), "int": st.integers(), "float": st.floats(allow_nan=False), "str": st.text() | GUESSED,
+          "list[float]": st.lists(st.floats(allow_nan=False)), "list[str]": st.lists(st.text() | GUESSED),
           "dict": st.dictionaries(st.text(), st.integers() | st.text()), "int | None": st.none() | st.integers()}
 KINDED = st.sampled_from(sorted(VALUES)).flatmap(lambda kind: VALUES[kind].map(lambda v: (kind, v)))
 
