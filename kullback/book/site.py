@@ -293,7 +293,9 @@ def home(
 )->None: # index.ipynb at the root of _proc
     "Move the front door to the root."
     nb = read(proc/"nbs/index.ipynb")
-    short = fenced(figures_html(ledger_counts(rows)), "=html") if rows else "No page has been measured yet."
+    counts, pages = ledger_counts(rows), len(list((proc/"reproductions").glob("*/*.ipynb")))
+    short = f"Papers with a page so far: {pages} of 48; measured: {counts['papers']}."
+    if rows: short += "\n\n" + fenced(figures_html(counts), "=html")
     for cell in nb["cells"]:
         if cell["cell_type"] != "markdown": continue
         text = rebase("".join(cell["source"]), "nbs/index.ipynb").replace("<!-- ledger -->", short)
