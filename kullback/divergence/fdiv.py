@@ -265,5 +265,5 @@ def renyi_divergence(
     check_same_shape(p_logp=p_logp, q_logp=q_logp)
     p, q = _floored(p_logp), _floored(q_logp)
     terms = (p + (order - 1)*(p - q)).masked_fill(p_logp == -math.inf, -math.inf)
-    if order > 1: terms = terms.masked_fill(_only(p_logp, q_logp), math.inf)
+    terms = terms.masked_fill(_only(p_logp, q_logp), math.inf if order > 1 else -math.inf)
     return terms.logsumexp(-1)/(order - 1)

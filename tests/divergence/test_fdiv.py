@@ -259,6 +259,8 @@ def test_renyi_without_mass():
     p, q = torch.tensor([.5, .5, 0.]).log(), torch.tensor([0., .5, .5]).log()
     assert renyi_divergence(p, q, 2.) == INF
     assert renyi_divergence(p, q, .5).item() == pytest.approx(2*math.log(2), rel=1e-6)
+    apart = torch.tensor([0., -INF]), torch.tensor([-INF, 0.])
+    assert renyi_divergence(*apart, .5) == renyi_divergence(*apart, 2.) == INF
     leaf = torch.tensor([0., 0., -INF], requires_grad=True)
     for a in (.5, 2.):
         grad, = torch.autograd.grad(renyi_divergence(leaf.log_softmax(-1), torch.zeros(3).log_softmax(-1), a), leaf)
@@ -330,6 +332,11 @@ def test_classes_without_mass(case):
     regular = d.terms(p[1:2], q[1:2])[0]
     expected = torch.stack([torch.tensor(.5*d.f_prime_at_inf), regular, torch.tensor(.75*d.f_at_zero), torch.tensor(0.)])
     assert_close(d.terms(p, q), expected.double())
+    dp, dq = d.grads(p, q)                      # p alone: p f′(∞) and 0; q alone: 0 and q f(0); infinite where the price is
+    assert dp[0].item() == pytest.approx(.5*d.f_prime_at_inf) and dq[2].item() == pytest.approx(.75*d.f_at_zero)
+    if d.f_prime_at_inf < INF: assert_close(dq[0], (dq*0)[3])
+    if d.f_at_zero < INF: assert_close(dp[2], (dq*0)[3])
+    assert dp[3] == dq[3] == 0
     for a, b in ([p, p], [p, torch.zeros(4).double().log_softmax(-1)], [torch.zeros(4).double().log_softmax(-1), p]):
         a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
         value = f_divergence(a.log_softmax(-1), b.log_softmax(-1), d)
