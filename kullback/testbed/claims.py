@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIME', 'Rule', 'greater', 'less', 'equivalent', 'exact', 'verdict', 'Claim', 'find_root', 'find_notebook',
-           'source_hash', 'code_hash', 'module_hashes', 'Claims', 'number', 'rule_text', 'claims_html', 'read_claims']
+           'source_hash', 'code_hash', 'modules_of', 'module_hashes', 'Claims', 'number', 'rule_text', 'claims_html',
+           'read_claims']
 
 # %% ../../nbs/testbed/claims.ipynb #4
 import ast
@@ -16,7 +17,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 import tokenize
 from collections.abc import Sequence
@@ -135,24 +135,64 @@ def code_hash(
         parts.append(tok.string.strip(" \t") if tok.type not in (tokenize.INDENT, tokenize.DEDENT) else tokenize.tok_name[tok.type])
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
-def module_hashes(
-    names:Sequence[str]|None=None, # modules of kullback; all that are imported now, if not given
-    root:str|Path|None=None, # read them from this clone instead of from the running interpreter
-)->dict: # name → sha256; a module that is gone is left out
-    "`code_hash` of the kullback modules in use."
-    if names is None: names = sorted(n for n in sys.modules if n.startswith("kullback."))
-    out = {}
-    for n in names:
-        if root is not None:
-            base = Path(root)/Path(*n.split("."))
-            path = next((p for p in (base.with_suffix(".py"), base/"__init__.py") if p.is_file()), None)
-        else:
-            module_file = getattr(sys.modules.get(n), "__file__", None)
-            path = Path(module_file) if module_file else None
-        if path is not None: out[n] = code_hash(path.read_text(encoding="utf-8"))
-    return out
+# %% ../../nbs/testbed/claims.ipynb #17
+def _module_file(name, root):
+    "Where a module lies in a clone; None if it is no module."
+    base = Path(root)/Path(*name.split("."))
+    return next((p for p in (base.with_suffix(".py"), base/"__init__.py") if p.is_file()), None)
 
-# %% ../../nbs/testbed/claims.ipynb #18
+def _imported(source, package, root):
+    "The kullback modules that a piece of source imports from, names of a front page traced to their homes."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): found |= {a.name for a in node.names if a.name.startswith("kullback.")}
+        if not isinstance(node, ast.ImportFrom): continue
+        base = ".".join(package.split(".")[:len(package.split(".")) - node.level + 1]) if node.level else ""
+        target = ".".join(p for p in (base, node.module) if p)
+        if target.split(".")[0] != "kullback": continue
+        path = _module_file(target, root)
+        for name in (a.name for a in node.names):
+            if _module_file(f"{target}.{name}", root): found.add(f"{target}.{name}")
+            elif path is not None and path.name != "__init__.py": found.add(target)
+            elif path is not None: found |= _homes_of(name, path, target, root)
+    return found
+
+def _homes_of(name, front_page, package, root):
+    "The module from which a front page takes a name; all that it names, where it fetches names when asked."
+    tree = ast.parse(front_page.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(a.name == name for a in node.names) and node.level == 1 and node.module:
+            return {f"{package}.{node.module}"}
+    return {f"{package}.{p.stem}" for p in front_page.parent.glob("*.py") if p.stem != "__init__"} if "__getattr__" in ast.dump(tree) else set()
+
+def modules_of(
+    notebook:str|Path|dict, # a notebook, or where it lies
+    root:str|Path, # the clone that holds kullback/
+)->list[str]: # names, sorted
+    "The kullback modules that a notebook's code rests on, directly or through each other."
+    nb = notebook if isinstance(notebook, dict) else json.loads(Path(notebook).read_text(encoding="utf-8"))
+    todo = set()
+    for cell in nb["cells"]:
+        lines = [] if cell["cell_type"] != "code" else "".join(cell["source"]).splitlines()
+        source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+        todo |= _imported(source, "", root)
+    seen = set()
+    while todo:
+        name = todo.pop(); path = _module_file(name, root)
+        if name in seen or path is None: continue
+        seen.add(name)
+        todo |= _imported(path.read_text(encoding="utf-8"), name.rpartition(".")[0], root) - seen
+    return sorted(seen)
+
+def module_hashes(
+    names:Sequence[str], # modules of kullback
+    root:str|Path, # the clone that holds kullback/
+)->dict: # name → sha256; a module that is gone is left out
+    "`code_hash` of modules as they lie in a clone."
+    paths = {n: _module_file(n, root) for n in names}
+    return {n: code_hash(p.read_text(encoding="utf-8")) for n, p in paths.items() if p is not None}
+
+# %% ../../nbs/testbed/claims.ipynb #21
 MIME = "application/vnd.kullback.claims+json"
 
 def _hardware()->str:
@@ -235,11 +275,11 @@ class Claims:
             row["tolerance"] = c.tolerance if c.tolerance is not None else self._tolerance(c, self.results[c.id])
             rows.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
         rows.sort(key=lambda r: not r["primary"])
-        modules = module_hashes()
+        root, page = find_root(), find_notebook(self.slug)
         return dict(format=1, slug=self.slug, scale=self.scale, seeds=self.seeds, device=self.device, hardware=_hardware(),
                     date=datetime.date.today().isoformat(), run_seconds=round(time.time() - self.started, 1),
-                    versions=_versions(), data=self.data, source_sha256=source_hash(find_notebook(self.slug)),
-                    modules=modules, verdict=rows[0]["verdict"], claims=rows)
+                    versions=_versions(), data=self.data, source_sha256=source_hash(page),
+                    modules=module_hashes(modules_of(page, root), root), verdict=rows[0]["verdict"], claims=rows)
 
     @staticmethod
     def _tolerance(claim, result):
@@ -254,7 +294,7 @@ class Claims:
         data = self.payload()
         display({MIME: data, "text/html": claims_html(data), "text/plain": f"{self.slug}: {data['verdict']}"}, raw=True)
 
-# %% ../../nbs/testbed/claims.ipynb #20
+# %% ../../nbs/testbed/claims.ipynb #23
 def number(
     row:dict, # a claim of a payload
 )->str: # its measurement in words

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 # %% ../../nbs/testbed/intervals.ipynb #7
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def paired_t(
     d = _finite(differences, 1, "an interval")
     n, mean = len(d), float(d.mean())
     if n == 1: return Interval(mean, math.nan, math.nan, n, level)
-    half = float(stats.t.ppf((1 + level)/2, n - 1)*d.std(ddof=1)/math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + level)/2)*d.std(ddof=1)/math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, level)
 
 # %% ../../nbs/testbed/intervals.ipynb #14
