@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'show', 'clone', 'main', 'ending', 'plain_lines', 'live_bars', 'stoppable', 'same_by_hand',
            'interrupted', 'run_pages', 'results_table', 'list_pages', 'show_ledger', 'make_site', 'show_data',
-           'claims_of', 'compare_runs', 'new_reproduction']
+           'claims_of', 'compare_runs', 'run_again', 'new_reproduction']
 
 # %% ../../nbs/book/cli.ipynb #4
 import shlex, signal, sys
@@ -266,6 +266,25 @@ def compare_runs(
     differ = [r.id for r in rows if not r.agrees]
     print(f"{len(differ)} of {len(rows)} claims differ: {', '.join(differ)}" if differ else f"all {len(rows)} claims agree")
     raise typer.Exit(int(bool(differ)))
+
+@app.command("again")
+def run_again(
+    minutes:Annotated[float, typer.Option(help="run time to spend, after the recorded times")]=15.,
+    workers:Annotated[int, typer.Option("--jobs", help="how many at a time")]=1,
+    root:Root=None,
+)->None: # exit code 1 where a page fails or a claim leaves its tolerance
+    "Execute some reported runs again: do they come back?"
+    from kullback.book.again import disagreements, due
+    root = clone(root)
+    slugs = due(root, minutes, workers)
+    if not slugs: return print(f"no reported run fits into {minutes:g} minutes")
+    try: run_pages(slugs, workers=workers, root=root)
+    except typer.Exit as e:
+        if e.exit_code > 1: raise
+        failed = e.exit_code
+    found = disagreements(root, slugs)
+    for slug, ids in found.items(): print(f"{slug}: " + ("did not run" if ids is None else f"differs in {', '.join(ids)}" if ids else "comes back"))
+    raise typer.Exit(int(failed or any(ids != [] for ids in found.values())))
 
 @app.command("new")
 def new_reproduction(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from kullback.book.cli import main
-from kullback.testbed.claims import Claim, Claims, exact, greater
+from kullback.testbed.claims import MIME, Claim, Claims, exact, greater
 
 WAIT = "import os, time\nwhile not os.path.exists('_go'): time.sleep(.1)"
 
@@ -214,3 +214,21 @@ def test_the_ledger_lists_what_was_committed(tmp_path, capsys):
     first, second = [line for line in capsys.readouterr().out.splitlines() if "│" in line and "it " in line]
     assert all(word in first for word in ("good", "it helps [much]", "+1.8", "69.90 → 71.96", "holds here"))
     assert "it is itself" in second and "reproduced (stale)" in second  # this clone lacks the modules that were used
+
+
+def test_a_reported_run_comes_back_or_is_named(tmp_path):
+    "`again` executes what was committed and fails where a claim has left its tolerance."
+    root = tiny.clone(tmp_path)
+    claims = tiny.CLAIMS.replace('slug=SLUG', 'slug=SLUG, date="2026-01-01", run_seconds=2., modules={}').replace(
+        'source_sha256=SOURCE', 'source_sha256="", seeds=seeds')
+    path = tiny.put(root, "good", claims=claims)
+    assert tiny.kullback("run", "good", "--in-place", cwd=root).returncode == 0
+    done = tiny.kullback("again", "--minutes", "1", cwd=root)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "good: comes back")
+    nb = json.loads(path.read_text())
+    moved = next(o["data"][MIME] for c in nb["cells"] for o in c.get("outputs", []) if MIME in o.get("data", {}))
+    moved["claims"][0]["estimate"] += 3
+    path.write_text(json.dumps(nb))
+    gone = tiny.kullback("again", "--minutes", "1", cwd=root)
+    assert (gone.returncode, gone.stdout.splitlines()[-1]) == (1, "good: differs in main")
+    assert "no reported run fits" in tiny.kullback("again", "--minutes", ".01", cwd=root).stdout
