@@ -161,16 +161,16 @@ def cs_mutual_information(
     "I_CS(x; t), Eq. 6, in log space."
     _check_pairs(x=x, t=t)
     wide_x, wide_t = _widths(bandwidth, 2)
-    K, Q = _log_gram(x, x, wide_x), _log_gram(t, t, wide_t)
+    K, Q = _log_gram(x, x, wide_x).double(), _log_gram(t, t, wide_t).double()
     def information(K, Q):
         k, q = K.logsumexp(1), Q.logsumexp(1)
         return (K + Q).logsumexp((0, 1)) + k.logsumexp(0) + q.logsumexp(0) - 2*(k + q).logsumexp(0)
     value = information(K, Q)
-    if not normalized: return _in_base(value, base)
+    if not normalized: return _in_base(value, base).to(t.dtype)
     xx, tt = information(K, K), information(Q, Q)
     for name, own in (("x", xx), ("t", tt)):
         require(own > 1e-12, f"{name} is constant: its information about itself is {{bad}}", own)
-    return value/(xx*tt).sqrt()
+    return (value/(xx*tt).sqrt()).to(t.dtype)
 
 def hsic(
     x:Tensor, # (N, d)
