@@ -6,6 +6,8 @@
 __all__ = ['pskd_alpha', 'pskd_targets', 'PredictionMemory', 'PSKD']
 
 # %% ../../nbs/distill/past.ipynb #4
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,9 +98,10 @@ class PSKD(nn.Module):
         labels:Tensor, # (B,)
         indices:Tensor, # (B,) rows in the training set
         epoch:int, # from 0
+        gather:Callable|None=None, # (indices, probs) of this process → of all; see below
     )->Tensor: # scalar; the predictions are stored on the way
         alpha = pskd_alpha(epoch, self.total_epochs, self.alpha_T)
-        hard = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        past = hard if epoch == 0 else self.memory.get(indices).to(logits.dtype)
-        self.memory.update(indices, logits.softmax(-1))
+        now = logits.detach().softmax(-1)
+        past, alpha = (now, 0.) if epoch == 0 else (self.memory.get(indices).to(logits.dtype), alpha)
+        self.memory.update(*((indices, now) if gather is None else gather((indices, now))))
         return soft_cross_entropy(logits, pskd_targets(labels, past, alpha))
