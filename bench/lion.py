@@ -1,8 +1,8 @@
 """Lion beside lion-pytorch (MIT) and PyTorch's own AdamW and SGD: same values, then step time and peak memory."""
 import torch
+from _bench import compare
 from lion_pytorch import Lion as Peer
 
-from _bench import compare
 from kullback.optim import Lion
 
 MAKE = {
