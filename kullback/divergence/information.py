@@ -45,7 +45,9 @@ def conditional_mutual_information(
     if probs.ndim != 2: raise ValueError(f"probs must be (N, K), got {tuple(probs.shape)}")
     check_simplex(probs=probs)
     num_classes = probs.shape[1] if num_classes is None else num_classes
-    spread = categorical_kl(probs, class_means(probs, labels, num_classes)[labels])
+    centre = class_means(probs, labels, num_classes)[labels]
+    probs = probs.masked_fill(centre == 0, 0) # a probability so small that its share of the mean underflows
+    spread = categorical_kl(probs, centre)
     if weights == "empirical": return spread.mean()
     return class_means(spread[:, None], labels, num_classes).mean()
 

@@ -117,6 +117,14 @@ def test_range_permutation_and_data_processing(seed, scale):
     assert conditional_mutual_information(torch.cat([P[:, :3], P[:, 3:].sum(1, keepdim=True)], 1), y, 4) <= I + 1e-12
 
 
+@pytest.mark.parametrize("dtype, tiny", [(torch.float32, 1e-45), (torch.float64, 5e-324)])
+def test_probabilities_at_the_edge_of_underflow(dtype, tiny):
+    "The smallest number divided by the size of its class is 0; its divergence from the centroid is not ∞."
+    probs = torch.tensor([[1., tiny], [1., 0.], [1., 0.], [.5, .5]], dtype=dtype, requires_grad=True)
+    I = conditional_mutual_information(probs, torch.tensor([0, 0, 0, 1]))
+    assert I == 0 and torch.autograd.grad(I, probs)[0].isfinite().all()
+
+
 def test_gradient_needs_no_centroid():
     y, leaf = labelled(), draw(60, 5).requires_grad_()
     through, = torch.autograd.grad(conditional_mutual_information(leaf.softmax(-1), y, 4), leaf)
