@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_positive, require, values_known
 
-# %% ../../nbs/divergence/transport.ipynb #8
+# %% ../../nbs/divergence/transport.ipynb #7
 def _scale(
     kernel:Tensor, # (B, n, m) positive
     a:Tensor, # (B, 1, n) row masses
@@ -23,7 +23,7 @@ def _scale(
     tol:float|None, # stop once the rows are this near to `a`, as a share of the mass
 )->tuple[Tensor, Tensor, bool]: # U (steps, B, 1, n), V (steps, B, 1, m), near enough?
     "Eq. 2, from v = 1."
-    flipped, v, us, vs, near = kernel.mT.contiguous(), torch.ones_like(b), [], [], False
+    flipped, v, us, vs, near = _flipped(kernel), torch.ones_like(b), [], [], False
     for t in range(steps):
         u = torch.bmm(v, flipped); torch.div(a, u, out=u)
         v = torch.bmm(u, kernel); torch.div(b, v, out=v)
@@ -34,7 +34,7 @@ def _scale(
         if near: break
     return torch.stack(us), torch.stack(vs), near
 
-# %% ../../nbs/divergence/transport.ipynb #10
+# %% ../../nbs/divergence/transport.ipynb #9
 def _log_step(
     energy:Tensor, # (B, n, m) cost in units of epsilon
     g:Tensor, # (B, 1, m) log of the column scaling
@@ -56,7 +56,7 @@ def _log_plan(
     for _ in range(n_iters): f, g = _log_step(energy, g, log_a, log_b)
     return (f.mT + g - energy).exp()
 
-# %% ../../nbs/divergence/transport.ipynb #12
+# %% ../../nbs/divergence/transport.ipynb #11
 def _stretches(
     energy:Tensor, # (B, n, m) cost in units of epsilon
     log_a:Tensor, # (B, 1, n)
@@ -76,21 +76,15 @@ def _stretches(
             old, (f, g) = g, _log_step(energy, g, log_a, log_b)
             moved = (g - old).abs().amax()
             steps = min(steps, int(_reach(energy)/max(float(moved), 1e-6))) if values_known(moved) else 0
-        plan = (f.mT + g - energy).exp_()
-        U, V, near = _scale(plan, a, b, steps, keep, tol) if steps else (a.new_empty(0, *a.shape), b.new_empty(0, *b.shape), False)
+        plan = (f.mT + g).sub_(energy).exp_()
+        none = (a.new_empty(0, *a.shape), b.new_empty(0, *b.shape), False)
+        U, V, near = _scale(plan, a, b, steps, keep, tol) if steps else none
         found = (found if keep else []) + [(f, g, U, V)]
         done += steps + (not plain)
-        if steps: plan, f, g = plan*U[-1].mT*V[-1], f + U[-1].log(), g + V[-1].log()
+        if steps: plan, f, g = plan.mul_(U[-1].mT).mul_(V[-1]), f + U[-1].log(), g + V[-1].log()
     return plan, found
 
 # %% ../../nbs/divergence/transport.ipynb #13
-def _reach(
-    x:Tensor, # any floating tensor
-)->float: # 29 in float32, 236 in float64
-    "A third of the format's range, in nats."
-    return -math.log(torch.finfo(x.dtype).tiny)/3
-
-# %% ../../nbs/divergence/transport.ipynb #16
 def _unscale(
     kernel:Tensor, # (B, n, m)
     a:Tensor, # (B, 1, n)
@@ -101,7 +95,7 @@ def _unscale(
     bar_g:Tensor, # (B, 1, m) derivative for the last g
 )->tuple[Tensor, Tensor, Tensor, Tensor]: # derivatives for energy, log a, log b, and for g before
     "Eq. 4, from the last iteration to the first."
-    flipped, W, Z = kernel.mT.contiguous(), torch.empty_like(V), torch.empty_like(U)
+    flipped, W, Z = _flipped(kernel), torch.empty_like(V), torch.empty_like(U)
     ws, zs, uu, vv = W.unbind(), Z.unbind(), (-U*U/a).unbind(), (-V*V/b).unbind()
     torch.mul(bar_g, V[-1]/b, out=ws[-1])
     for t in reversed(range(len(U))):
@@ -112,7 +106,7 @@ def _unscale(
     outer = torch.cat([U, Z]).squeeze(2).permute(1, 2, 0) @ torch.cat([W, before]).squeeze(2).transpose(0, 1)
     return outer.mul_(kernel), (Z*a/U).sum(0), (W*b/V).sum(0), -torch.bmm(zs[0], kernel)
 
-# %% ../../nbs/divergence/transport.ipynb #17
+# %% ../../nbs/divergence/transport.ipynb #14
 def _backward(
     energy:Tensor, # (B, n, m)
     log_a:Tensor, # (B, 1, n)
@@ -125,13 +119,14 @@ def _backward(
     a, b = log_a.exp(), log_b.exp()
     bar_energy, bar_a, bar_b = None, torch.zeros_like(a), torch.zeros_like(b)
     for k, (f, g, U, V) in reversed(list(enumerate(found))):
-        kernel = (f.mT + g - energy).exp_()
+        kernel = (f.mT + g).sub_(energy).exp_()
         if bar_energy is None:
             bar_energy = (kernel*U[-1].mT*V[-1] if len(U) else kernel)*-bar_plan
             bar_f, bar_g = -bar_energy.sum(-1)[:, None], -bar_energy.sum(-2)[:, None]
         if len(U):
             more, more_a, more_b, bar_g = _unscale(kernel, a, b, U, V, bar_f, bar_g)
-            bar_energy, bar_a, bar_b, bar_f = bar_energy + more, bar_a + more_a, bar_b + more_b, torch.zeros_like(a)
+            bar_energy, bar_a, bar_b = bar_energy + more, bar_a + more_a, bar_b + more_b
+            bar_f = torch.zeros_like(a)
         if plain: break
         w, bar_b = bar_g/b, bar_b + bar_g
         bar_f = bar_f - w @ kernel.mT
@@ -140,7 +135,29 @@ def _backward(
         bar_energy, bar_g, bar_f = bar_energy + kernel*w + rows*z.mT, -(z @ rows), torch.zeros_like(a)
     return bar_energy, bar_a, bar_b
 
-# %% ../../nbs/divergence/transport.ipynb #18
+# %% ../../nbs/divergence/transport.ipynb #16
+def sinkhorn_plan(
+    cost:Tensor, # (n, m) or (b, n, m)
+    epsilon:float=.1, # price of a nat of divergence, in units of cost; > 0
+    n_iters:int=20, # iterations, each a row step and a column step; ≥ 1
+    a:Tensor|None=None, # (n,) or (b, n) row masses, positive
+    b:Tensor|None=None, # (m,) or (b, m) column masses, summing like `a`
+    log_domain:bool=True, # False: Eq. 2 as it stands; refused where the kernel would underflow
+    mass:str="unit", # default masses: "unit", 1 a row and column (n = m); "prob", 1/n and 1/m
+    tol:float|None=None, # stop early once Σ|row sum − a| ≤ tol·Σa, where values can be read
+)->Tensor: # like `cost`; columns sum to b, rows to a in the limit
+    "The entropic transport plan after `n_iters` iterations; gradients pass through each of them."
+    check_positive(epsilon=epsilon)
+    if n_iters < 1: raise ValueError(f"n_iters must be at least 1, got {n_iters}")
+    if cost.ndim not in (2, 3): raise ValueError(f"cost must be (n, m) or (b, n, m), got {tuple(cost.shape)}")
+    work = cost.to(torch.promote_types(cost.dtype, torch.float32)).reshape(-1, *cost.shape[-2:])
+    log_a, log_b = _log_marginals(work, a, b, mass)
+    plain = _plain(work.detach(), epsilon, log_domain)
+    keep = torch.is_grad_enabled() and (work.requires_grad or log_a.requires_grad or log_b.requires_grad)
+    plan = _Sinkhorn.apply(work, log_a, log_b, epsilon, n_iters, plain, keep, tol)[0]
+    return plan.reshape(cost.shape).to(cost.dtype if cost.is_floating_point() else plan.dtype)
+
+# %% ../../nbs/divergence/transport.ipynb #17
 def _end(
     found:list, # the (f, g, U, V) of `_stretches`
     k:int, # which of them; −1: before the first
@@ -174,33 +191,23 @@ class _Sinkhorn(torch.autograd.Function):
         with torch.autocast(cost.device.type, enabled=False):
             if torch.is_grad_enabled():     # a graph of the gradient is wanted
                 steps = sum(len(U) + (not ctx.plain) for _, _, U, _ in found)
-                bars = torch.func.vjp(lambda *at: _log_plan(*at, steps), cost/ctx.epsilon, log_a, log_b)[1](bar_plan)
+                plan = lambda *at: _log_plan(*at, steps)
+                bars = torch.func.vjp(plan, cost/ctx.epsilon, log_a, log_b)[1](bar_plan)
             else: bars = _backward(cost/ctx.epsilon, log_a, log_b, found, ctx.plain, bar_plan)
         return bars[0]/ctx.epsilon, *bars[1:], None, None, None, None, None
 
-# %% ../../nbs/divergence/transport.ipynb #20
-def sinkhorn_plan(
-    cost:Tensor, # (n, m) or (b, n, m)
-    epsilon:float=.1, # price of a nat of divergence, in units of cost; > 0
-    n_iters:int=20, # iterations, each a row step and a column step; ≥ 1
-    a:Tensor|None=None, # (n,) or (b, n) row masses, positive
-    b:Tensor|None=None, # (m,) or (b, m) column masses, summing like `a`
-    log_domain:bool=True, # False: Eq. 2 as it stands; refused where the kernel would underflow
-    mass:str="unit", # default masses: "unit", 1 a row and column (n = m); "prob", 1/n and 1/m
-    tol:float|None=None, # stop early once Σ|row sum − a| ≤ tol·Σa, where values can be read
-)->Tensor: # like `cost`; columns sum to b, rows to a in the limit
-    "The entropic transport plan after `n_iters` iterations; gradients pass through each of them."
-    check_positive(epsilon=epsilon)
-    if n_iters < 1: raise ValueError(f"n_iters must be at least 1, got {n_iters}")
-    if cost.ndim not in (2, 3): raise ValueError(f"cost must be (n, m) or (b, n, m), got {tuple(cost.shape)}")
-    work = cost.to(torch.promote_types(cost.dtype, torch.float32)).reshape(-1, *cost.shape[-2:])
-    log_a, log_b = _log_marginals(work, a, b, mass)
-    plain = _plain(work.detach(), epsilon, log_domain)
-    keep = torch.is_grad_enabled() and (work.requires_grad or log_a.requires_grad or log_b.requires_grad)
-    plan = _Sinkhorn.apply(work, log_a, log_b, epsilon, n_iters, plain, keep, tol)[0]
-    return plan.reshape(cost.shape).to(cost.dtype if cost.is_floating_point() else plan.dtype)
+def _flipped(
+    kernel:Tensor, # (B, n, m)
+)->Tensor: # (B, m, n); a copy only where a batch gains by it
+    "The transpose, laid out for a vector times each matrix."
+    return kernel.mT if len(kernel) == 1 else kernel.mT.contiguous()
 
-# %% ../../nbs/divergence/transport.ipynb #21
+def _reach(
+    x:Tensor, # any floating tensor
+)->float: # 29 in float32, 236 in float64
+    "A third of the format's range, in nats."
+    return -math.log(torch.finfo(x.dtype).tiny)/3
+
 def _plain(
     cost:Tensor, # (B, n, m)
     epsilon:float, # as the caller said
@@ -212,7 +219,8 @@ def _plain(
     spread, deepest = (high - low)/epsilon, 3*_reach(cost)
     if not math.isfinite(spread): raise ValueError(f"cost must be finite, it runs from {low} to {high}")
     if not log_domain and spread > deepest:
-        raise ValueError(f"costs spread over {spread:.0f} epsilon, the kernel underflows beyond {deepest:.0f}: use log_domain=True")
+        raise ValueError(f"costs spread over {spread:.0f} epsilon, the kernel underflows beyond {deepest:.0f}: "
+                         "use log_domain=True")
     return not log_domain or spread <= _reach(cost)
 
 def _log_marginals(
@@ -225,7 +233,8 @@ def _log_marginals(
     B, n, m = cost.shape
     if mass not in ("unit", "prob"): raise ValueError(f"mass must be 'unit' or 'prob', got {mass!r}")
     if a is None and b is None and mass == "unit" and n != m:
-        raise ValueError(f"mass='unit' wants as many rows as columns, got {n} and {m}: use mass='prob' or give a and b")
+        raise ValueError(f"mass='unit' wants as many rows as columns, got {n} and {m}: "
+                         "use mass='prob' or give a and b")
     if a is None and b is None: a = cost.new_full((n,), 1. if mass == "unit" else 1/n)
     if a is None: a = b.sum(-1, keepdim=True).expand(*b.shape[:-1], n)/n
     if b is None: b = a.sum(-1, keepdim=True).expand(*a.shape[:-1], m)/m
@@ -234,10 +243,11 @@ def _log_marginals(
             raise ValueError(f"{name} must be ({size},) or ({B}, {size}), got {tuple(x.shape)}")
         require(x > 0, f"{name} must be positive, got {{bad}}", x)
     off = (a.sum(-1) - b.sum(-1)).abs()/a.sum(-1)
-    require(off <= torch.finfo(cost.dtype).eps**.5, "a and b must sum alike, they differ by a share of {bad}", off)
+    near = torch.finfo(cost.dtype).eps**.5
+    require(off <= near, "a and b must sum alike, they differ by a share of {bad}", off)
     return tuple(x.to(cost.dtype).log().expand(B, -1)[:, None].contiguous() for x in (a, b))
 
-# %% ../../nbs/divergence/transport.ipynb #35
+# %% ../../nbs/divergence/transport.ipynb #30
 def pairwise_lp(
     x:Tensor, # (n, d) or (b, n, d)
     y:Tensor, # (m, d) or (b, m, d)
@@ -246,10 +256,11 @@ def pairwise_lp(
     "‖xᵢ − yⱼ‖_p, each pair from its differences (no quadratic expansion)."
     if not p >= 1: raise ValueError(f"p must be at least 1, got {p}")
     if x.ndim not in (2, 3) or x.ndim != y.ndim or x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
-        raise ValueError(f"x and y must be (n, d) and (m, d), alone or in equal batches: {tuple(x.shape)}, {tuple(y.shape)}")
+        raise ValueError("x and y must be (n, d) and (m, d), alone or in equal batches: "
+                         f"{tuple(x.shape)}, {tuple(y.shape)}")
     return torch.cdist(x, y, float(p), compute_mode="donot_use_mm_for_euclid_dist")
 
-# %% ../../nbs/divergence/transport.ipynb #38
+# %% ../../nbs/divergence/transport.ipynb #33
 def sinkhorn_distance(
     x:Tensor, # (n, d) or (b, n, d)
     y:Tensor, # (m, d) or (b, m, d)
@@ -258,11 +269,12 @@ def sinkhorn_distance(
     p:float=1, # order of the norm
     debias:bool=False, # subtract half of each side's distance to itself
     mass:str="unit", # "unit" (n = m, a sum over samples) or "prob" (a mean)
-    value:str="transport", # ⟨P, D⟩, gradient through the iterations; or "entropic", gradient by the envelope theorem
+    value:str="transport", # ⟨P, D⟩, gradient through the iterations; "entropic": by the envelope theorem
     tol:float|None=None, # stop early, as in `sinkhorn_plan`
 )->Tensor: # () or (b,)
     "Entropic transport between two clouds of samples."
-    if value not in ("transport", "entropic"): raise ValueError(f"value must be 'transport' or 'entropic', got {value!r}")
+    if value not in ("transport", "entropic"):
+        raise ValueError(f"value must be 'transport' or 'entropic', got {value!r}")
     if debias:
         pair = lambda x, y: sinkhorn_distance(x, y, epsilon, n_iters, p, False, mass, value, tol)
         return pair(x, y) - pair(x, x)/2 - pair(y, y)/2
