@@ -61,6 +61,15 @@ def test_a_zero_student_is_pulled_along_the_class_mean():
     assert_close(f.grad, -F.normalize(c, dim=1)[y]/t.norm(dim=1, keepdim=True)/len(t), **EXACT)
 
 
+def test_gradient_by_finite_differences():
+    "A detached maximum leaves every value as it is; only slopes tell."
+    s, t, c, y = drawn(7)
+    s.requires_grad_()
+    assert 2 < (s.norm(dim=1) > t.norm(dim=1)).sum() < 10
+    assert torch.autograd.gradcheck(lambda f: nd_loss(f, t, c, y, "none"), s, eps=1e-7, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda f: cosine_direction_loss(f, c, y, "none"), s, eps=1e-7, atol=1e-6)
+
+
 def test_only_the_student_learns():
     s, t, c, y = drawn(3)
     for x in (s, t, c): x.requires_grad_()
