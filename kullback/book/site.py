@@ -47,6 +47,8 @@ def process(
     for stray in proc.iterdir():
         if stray.name in ("nbs", "reproductions", "_quarto.yml"): continue
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    for page in proc.rglob("*.ipynb"):                         # a method has no heading of its own: link to its class
+        page.write_text(re.sub(r"(\.html#\w+)\.\w+", r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
     return proc
 
 # %% ../../nbs/book/site.ipynb #8
