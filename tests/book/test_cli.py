@@ -207,13 +207,13 @@ def test_the_ledger_lists_what_was_committed(tmp_path, capsys):
     nb = json.loads(page.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        data = {"application/vnd.kullback.claims+json": claims.payload()}
+        data = {MIME: claims.payload() | {"modules": {"kullback.part.gone": "0"}}}
     nb["cells"][-1]["outputs"] = [dict(output_type="display_data", metadata={}, data=data)]
     page.write_text(json.dumps(nb))
     assert here("ledger", "--root", root) == 0
     first, second = [line for line in capsys.readouterr().out.splitlines() if "│" in line and "it " in line]
     assert all(word in first for word in ("good", "it helps [much]", "+1.8", "69.90 → 71.96", "holds here"))
-    assert "it is itself" in second and "reproduced (stale)" in second  # this clone lacks the modules that were used
+    assert "it is itself" in second and "reproduced (stale)" in second  # a module that the run rested on is gone
 
 
 def test_a_reported_run_comes_back_or_is_named(tmp_path):
