@@ -38,7 +38,7 @@ def compare(
     inner=1,  # calls timed together: raise it where one call takes microseconds
     threads=1,  # torch threads
     packages=("torch",),  # whose versions are recorded
-    allocators=tuple(ALLOCATORS),  # "default", "reuse"
+    allocators=tuple(ALLOCATORS),  # "default", "reuse"; none of them: memory only
     note="",  # one line for the table's head
 ):
     "Time the cases side by side, measure their peak memory, print one table, write one file."
@@ -56,7 +56,7 @@ def compare(
                 "median_ms": 1e3*statistics.median(t), "ratio": statistics.median(ratios),
                 "ratio_quartiles": [low, high]}
     for label, case in cases.items():
-        result["cases"][label]["peak_mib"] = _fresh(RETURNED, _peak, case, warmup, threads)
+        result["cases"].setdefault(label, {})["peak_mib"] = _fresh(RETURNED, _peak, case, warmup, threads)
     show(result, allocators)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS/f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
@@ -70,11 +70,11 @@ def show(result, allocators):
           + f"; {result['threads']} thread(s), {result['rounds']} interleaved rounds; "
           + f"ratio to {result['baseline']}: median [quartiles]\n")
     heads = [f"{a} allocator: ms | ratio" for a in allocators]
-    print("| | " + " | ".join(heads) + " | peak MiB |\n|---" + "|---"*(2*len(allocators) + 1) + "|")
+    print("| | " + " | ".join([*heads, "peak MiB"]) + " |\n|---" + "|---"*(2*len(allocators) + 1) + "|")
     for label, r in result["cases"].items():
         cells = [f"{r[a]['median_ms']:.3g} | {r[a]['ratio']:.2f} [{r[a]['ratio_quartiles'][0]:.2f}, "
                  f"{r[a]['ratio_quartiles'][1]:.2f}]" for a in allocators]
-        print(f"| {label} | " + " | ".join(cells) + f" | {r['peak_mib']:.1f} |")
+        print(f"| {label} | " + " | ".join([*cells, f"{r['peak_mib']:.1f}"]) + " |")
 
 
 def machine():

@@ -121,11 +121,14 @@ if __name__ == "__main__":
     parser.add_argument("--loss", nargs="+", default=list(BETA), choices=list(BETA))
     parser.add_argument("--method", nargs="+", default=DEFAULT, choices=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--allocator", nargs="*", default=["default", "reuse"], help="none of them: memory only")
     args = parser.parse_args()
     agree(args.loss, args.method)
     for vocab in args.vocab:
         for name in args.loss:
             cases = {m: (setup, (m, name, vocab)) for m in ["products", *args.method]}
-            compare(f"fused-{name}-{vocab//1024}k", cases, "products", rounds=args.rounds, warmup=2, threads=2,
+            compare(f"fused-{name}-{vocab//1024}k", cases, "products", rounds=args.rounds, warmup=args.warmup,
+                    threads=2, allocators=args.allocator,
                     packages=("torch", "trl", "liger-kernel"),
                     note=f"{name}, {TOKENS} tokens, vocabulary {vocab}, hidden {STUDENT}/{TEACHER}, float32")
