@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cmi_surrogate', 'mcmi_loss', 'CentroidTracker']
 
-# %% ../../nbs/distill/centroids.ipynb #2a8c838d
+# %% ../../nbs/distill/centroids.ipynb #c6204590
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,7 +16,7 @@ from ..divergence.checks import check_labels, check_positive, require
 from ..divergence.families import check_simplex
 from ..divergence.kl import kl_from_logits
 
-# %% ../../nbs/distill/centroids.ipynb #bfb00091
+# %% ../../nbs/distill/centroids.ipynb #7b5d5409
 def cmi_surrogate(
     logits:Tensor, # (B, K)
     labels:Tensor, # (B,) class ids, rows of `centroids`
@@ -32,7 +32,7 @@ def cmi_surrogate(
     centre = centroids.detach().clamp(min=eps).log()[labels]
     return kl_from_logits(logits, centre.to(logits.dtype), reduction="mean")
 
-# %% ../../nbs/distill/centroids.ipynb #a605a1aa
+# %% ../../nbs/distill/centroids.ipynb #be26c512
 def mcmi_loss(
     logits:Tensor, # (B, K)
     labels:Tensor, # (B,) class ids
@@ -44,7 +44,7 @@ def mcmi_loss(
     spread = cmi_surrogate(logits, labels, centroids)
     return F.cross_entropy(logits, labels) - lam*spread
 
-# %% ../../nbs/distill/centroids.ipynb #26dfcd9e
+# %% ../../nbs/distill/centroids.ipynb #5dc50eb3
 class CentroidTracker(nn.Module):
     "The mean prediction of every class, as buffers."
     def __init__(self,
