@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['CentroidTracker', 'cmi_surrogate', 'mcmi_loss', 'DualHead', 'auxiliary_head', 'binary_kl_loss', 'binary_kl_norm_loss',
-           'dhkd_loss', 'NDDistiller', 'cosine_direction_loss', 'nd_loss', 'norm_deficit', 'kd_loss', 'PSKD',
-           'PredictionMemory', 'pskd_alpha', 'pskd_targets', 'brier_self_distill_loss', 'kernel_ridge_fit',
-           'optimal_alpha', 'self_distill', 'shrinkage', 'SinKD', 'annealed_temperature', 'sinkhorn_kd_loss',
-           'dkd_loss', 'nkd_loss', 'USKDLoss', 'uskd_target', 'zipf_labels']
+           'dhkd_loss', 'NDDistiller', 'cosine_direction_loss', 'nd_loss', 'norm_deficit', 'kd_loss', 'ExitBranches',
+           'OFADistiller', 'TokenExit', 'dist_loss', 'ofa_loss', 'ofa_targets', 'PSKD', 'PredictionMemory',
+           'pskd_alpha', 'pskd_targets', 'brier_self_distill_loss', 'kernel_ridge_fit', 'optimal_alpha', 'self_distill',
+           'shrinkage', 'SinKD', 'annealed_temperature', 'sinkhorn_kd_loss', 'dkd_loss', 'nkd_loss', 'USKDLoss',
+           'uskd_target', 'zipf_labels']
 
-# %% ../../nbs/distill/index.ipynb #fa954e8d
+# %% ../../nbs/distill/index.ipynb #acb03ee9
 from .centroids import CentroidTracker, cmi_surrogate, mcmi_loss
 from .dual import DualHead, auxiliary_head, binary_kl_loss, binary_kl_norm_loss, dhkd_loss
 from .hinton import kd_loss
 from .norm_direction import NDDistiller, cosine_direction_loss, nd_loss, norm_deficit
+from .ofa import ExitBranches, OFADistiller, TokenExit, dist_loss, ofa_loss, ofa_targets
 from .past import PSKD, PredictionMemory, pskd_alpha, pskd_targets
 from .ridge import brier_self_distill_loss, kernel_ridge_fit, optimal_alpha, self_distill, shrinkage
 from .sinkhorn import SinKD, annealed_temperature, sinkhorn_kd_loss
@@ -22,6 +24,8 @@ from .uskd import USKDLoss, uskd_target, zipf_labels
 
 _all_ = ["CentroidTracker", "cmi_surrogate", "mcmi_loss", "DualHead", "auxiliary_head", "binary_kl_loss", "binary_kl_norm_loss", "dhkd_loss",
          "NDDistiller", "cosine_direction_loss", "nd_loss", "norm_deficit",
-         "kd_loss", "PSKD", "PredictionMemory", "pskd_alpha", "pskd_targets",
+         "kd_loss",
+         "ExitBranches", "OFADistiller", "TokenExit", "dist_loss", "ofa_loss", "ofa_targets",
+         "PSKD", "PredictionMemory", "pskd_alpha", "pskd_targets",
          "brier_self_distill_loss", "kernel_ridge_fit", "optimal_alpha", "self_distill", "shrinkage", "SinKD", "annealed_temperature",
          "sinkhorn_kd_loss", "dkd_loss", "nkd_loss", "USKDLoss", "uskd_target", "zipf_labels"]
