@@ -32,7 +32,7 @@ def test_exports_are_in_sync(tmp_path):
     subprocess.run([str(Path(sys.executable).parent/"nbdev_export")], cwd=tmp_path, check=True)
     fresh, ours = files(tmp_path/"kullback"), files(ROOT/"kullback")
     assert sorted(map(str, fresh)) == sorted(map(str, ours))
-    assert [str(p) for p in fresh if fresh[p] != ours[p]] == []
+    assert [str(p) for p in fresh if fresh[p] != ours[p]] == [], "run nbdev_clean --fname nbs && nbdev_export"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
