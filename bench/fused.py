@@ -12,7 +12,7 @@ import os
 from functools import partial
 
 import torch
-from _bench import compare
+from _bench import ALLOCATORS, compare
 
 from kullback.divergence import f_divergence, linear_divergence
 
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("--method", nargs="+", default=DEFAULT, choices=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--allocator", nargs="*", default=["default", "reuse"], help="none of them: memory only")
+    parser.add_argument("--allocator", nargs="*", default=list(ALLOCATORS), help="none of them: memory only")
     args = parser.parse_args()
     agree(args.loss, args.method)
     for vocab in args.vocab:
