@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import classroom as drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,12 +15,6 @@ from kullback.classify.calibration import ece
 from kullback.distill import OnlineDistiller, balanced_kl_weights, bdkd_student_loss, bdkd_teacher_loss
 
 EXACT = dict(rtol=0, atol=1e-12)
-
-
-def drawn(seed, B=7, K=5, spread=3.):
-    g = torch.Generator().manual_seed(seed)
-    s, t = (spread*torch.randn(B, K, generator=g, dtype=torch.float64) for _ in range(2))
-    return s, t, torch.randint(K, (B,), generator=g)
 
 
 def on_paper(s, t, y, tau, nu, alpha):

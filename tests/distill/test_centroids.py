@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import labelled
+from draws import normal as draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,16 +16,6 @@ from kullback.distill import CentroidTracker, cmi_surrogate, mcmi_loss
 from kullback.divergence import class_means, conditional_mutual_information
 
 EXACT = dict(rtol=0, atol=1e-10)
-
-
-def draw(*shape, seed=0, scale=1.):
-    return scale*torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labelled(N=60, K=4, seed=0):
-    "Every class at least once, unbalanced."
-    g = torch.Generator().manual_seed(seed)
-    return torch.cat([torch.arange(K), (K*torch.rand(N - K, generator=g)**2).long()])[torch.randperm(N, generator=g)]
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,9 +1,11 @@
 "`distill.dual`: PyTorch's binary cross-entropy and log-cosh, limits, which head hears what, accelerate."
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import classroom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,12 +15,7 @@ from torch.testing import assert_close
 from kullback.distill import DualHead, auxiliary_head, binary_kl_loss, binary_kl_norm_loss, dhkd_loss
 
 EXACT = dict(rtol=0, atol=1e-12)
-
-
-def drawn(seed, B=7, K=5, spread=4.):
-    g = torch.Generator().manual_seed(seed)
-    s, t = (spread*torch.randn(B, K, generator=g, dtype=torch.float64) for _ in range(2))
-    return s, t, torch.randint(K, (B,), generator=g)
+drawn = partial(classroom, spread=4.)
 
 
 @settings(deadline=None, max_examples=40)

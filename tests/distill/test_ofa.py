@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import classroom as drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,12 +14,6 @@ from torch.testing import assert_close
 from kullback.distill import ExitBranches, OFADistiller, TokenExit, dist_loss, kd_loss, ofa_loss, ofa_targets
 
 EXACT = dict(rtol=0, atol=1e-12)
-
-
-def drawn(seed, B=7, C=5, spread=3.):
-    g = torch.Generator().manual_seed(seed)
-    s, t = (spread*torch.randn(B, C, generator=g, dtype=torch.float64) for _ in range(2))
-    return s, t, torch.randint(C, (B,), generator=g)
 
 
 def by_hand(s, t, y, gamma, tau, form):

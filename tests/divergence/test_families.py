@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import normal as draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
@@ -24,10 +25,6 @@ from kullback.divergence import (
 
 INF = math.inf
 EXACT = dict(rtol=1e-10, atol=1e-12)
-
-
-def draw(*shape, seed=0, scale=1.):
-    return scale*torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def covariance(*shape, d, seed=0):

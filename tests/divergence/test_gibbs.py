@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import normal as draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
@@ -20,10 +21,6 @@ from kullback.divergence import (
 
 INF = math.inf
 EXACT = dict(rtol=1e-11, atol=1e-12)
-
-
-def draw(*shape, seed=0, scale=1.):
-    return scale*torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("beta", [.2, 1., 5.])

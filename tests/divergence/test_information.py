@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from draws import labelled
+from draws import normal as draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -23,16 +25,6 @@ from kullback.divergence import (
 )
 
 EXACT = dict(rtol=0, atol=1e-10)
-
-
-def draw(*shape, seed=0, scale=1.):
-    return scale*torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labelled(N=60, C=4, seed=0):
-    "Every class at least once, unbalanced."
-    g = torch.Generator().manual_seed(seed)
-    return torch.cat([torch.arange(C), (C*torch.rand(N - C, generator=g)**2).long()])[torch.randperm(N, generator=g)]
 
 
 # class means
