@@ -196,6 +196,7 @@ class _Sinkhorn(torch.autograd.Function):
             else: bars = _backward(cost/ctx.epsilon, log_a, log_b, found, ctx.plain, bar_plan)
         return bars[0]/ctx.epsilon, *bars[1:], None, None, None, None, None
 
+# %% ../../nbs/divergence/transport.ipynb #c490d2c1
 def _flipped(
     kernel:Tensor, # (B, n, m)
 )->Tensor: # (B, m, n); a copy only where a batch gains by it
@@ -223,6 +224,7 @@ def _plain(
                          "use log_domain=True")
     return not log_domain or spread <= _reach(cost)
 
+# %% ../../nbs/divergence/transport.ipynb #3ecd16f4
 def _log_marginals(
     cost:Tensor, # (B, n, m)
     a:Tensor|None, # (n,) or (B, n)

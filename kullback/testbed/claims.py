@@ -165,6 +165,7 @@ def _homes_of(name, front_page, package, root):
             return {f"{package}.{node.module}"}
     return {f"{package}.{p.stem}" for p in front_page.parent.glob("*.py") if p.stem != "__init__"} if "__getattr__" in ast.dump(tree) else set()
 
+# %% ../../nbs/testbed/claims.ipynb #75500964
 def modules_of(
     notebook:str|Path|dict, # a notebook, or where it lies
     root:str|Path, # the clone that holds kullback/
@@ -207,6 +208,7 @@ def _versions(packages=("torch", "numpy", "kullback"))->dict:
         except PackageNotFoundError: continue
     return out
 
+# %% ../../nbs/testbed/claims.ipynb #eb03851f
 class Claims:
     "The claims of one paper: rules first, measurements later, one display at the end."
     def __init__(self,

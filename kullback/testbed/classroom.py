@@ -281,6 +281,7 @@ def tune(
         table.append((sum(v["acc"])/len(seeds), -sum(v["nll"])/len(seeds), setting))
     return (base or {}) | max(table, key=lambda r: r[:2])[2], table
 
+# %% ../../nbs/testbed/classroom.ipynb #069e1a5d
 def difference(results:dict, a:str, b:str, score:str="acc")->list[float]:
     "Paired differences a − b, one a seed."
     return [u - v for u, v in zip(results[a][score], results[b][score])]
