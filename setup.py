@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=["="])
 ini.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
-extras = {"dev": cfg["dev_requirements"].split(), "peers": cfg["peer_requirements"].split()}
+extras = {"dev": cfg["dev_requirements"].split(), "loops": cfg["loop_requirements"].split(), "peers": cfg["peer_requirements"].split()}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],

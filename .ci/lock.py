@@ -1,4 +1,4 @@
-"""Resolve settings.ini's requirements (with the extra `dev`) into requirements.lock: versions only, no index addresses.
+"""Resolve settings.ini's requirements (with the extras `dev` and `loops`) into requirements.lock: versions only, no index addresses.
 
 Pins that still fit are kept; UPGRADE=1 looks for newer ones.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 ini = ConfigParser(delimiters=["="])
 ini.read(root / "settings.ini", encoding="utf-8")
-wanted = f"{ini['DEFAULT']['requirements']} {ini['DEFAULT']['dev_requirements']}".split()
+wanted = " ".join(ini["DEFAULT"][f"{part}requirements"] for part in ("", "dev_", "loop_")).split()
 pip = [sys.executable, "-m", "pip", "config", "get"]
 
 
