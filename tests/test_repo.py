@@ -70,6 +70,36 @@ def test_reproduction_holds_a_whole_run_or_none(page):
         assert all(isinstance(c["source"], str) for c in data["claims"])
 
 
+# for the house: shared by chapters, not something a reader of the part asks for
+INTERNAL = {"divergence.checks", "divergence.families.check_simplex", "optim.lion.lion_k_step_",
+            *(f"optim.kernels.{name}" for name in ("L1", "L2SQ", "LOGSUMEXP", "NUCLEAR"))}
+ROOMS = sorted(p.parent.name for p in (ROOT/"kullback").glob("*/__init__.py") if p.parent.name not in ("book", "testbed"))
+
+
+def exported(module):
+    found = re.search(r"^__all__ = \[(.*?)\]", module.read_text(encoding="utf-8"), re.S | re.M)
+    return re.findall(r"'(\w+)'", found.group(1)) if found else []
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_a_part_offers_every_name_of_its_chapters(part):
+    "`from kullback.<part> import name` works for every public name, and the part's index page speaks of each of its chapters."
+    offered = set(exported(ROOT/"kullback"/part/"__init__.py"))
+    index = "".join("".join(c["source"]) for c in read(ROOT/"nbs"/part/"index.ipynb")["cells"] if c["cell_type"] == "markdown")
+    for module in sorted((ROOT/"kullback"/part).glob("[!_]*.py")):
+        chapter = f"{part}.{module.stem}"
+        if chapter in INTERNAL: continue
+        missing = [name for name in exported(module) if name not in offered and f"{chapter}.{name}" not in INTERNAL]
+        assert missing == [], f"add to _all_ in nbs/{part}/index.ipynb"
+        assert f"{module.stem}.ipynb" in index or f"`{module.stem}`" in index, f"nbs/{part}/index.ipynb does not name {chapter}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in REPRODUCTIONS and p.stem != "index"], ids=name)
+def test_library_page_shows_its_outputs(page):
+    "A chapter is committed as it ran: a reader without Python sees what its checks say."
+    assert any(c.get("outputs") for c in read(page)["cells"] if c["cell_type"] == "code")
+
+
 def test_no_public_name_equals_its_module():
     "`import kullback.part.x as m` would give the function x."
     for module in (ROOT/"kullback").rglob("*.py"):
@@ -94,5 +124,5 @@ def test_one_source_of_metadata():
     lock = (ROOT/"requirements.lock").read_text(encoding="utf-8")
     assert "://" not in lock
     pinned = {re.split(r"[=<>;\[ ]", line)[0].lower() for line in lock.splitlines() if line and not line.startswith("#")}
-    wanted = f"{ini['DEFAULT']['requirements']} {ini['DEFAULT']['dev_requirements']}".split()
+    wanted = " ".join(ini["DEFAULT"][f"{part}requirements"] for part in ("", "dev_", "loop_")).split()
     assert {re.split(r"[=<>\[]", w)[0].lower() for w in wanted} <= pinned
