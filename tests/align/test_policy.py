@@ -54,7 +54,8 @@ def test_gradient_does_not_flow_through_the_price():
 
 def test_price_is_zero_at_the_reference_and_linear_in_beta():
     reward, logp, ref = normal(7), normal(7, seed=1), normal(7, seed=2)
-    assert torch.equal(kl_penalised_reward(reward, ref, ref, .5), reward)
+    for name in ("reverse_kl", "forward_kl", "js", "tv", "neyman", "hellinger"):
+        assert torch.equal(kl_penalised_reward(reward, ref, ref, .5, name), reward)
     close(kl_penalised_reward(reward, logp, ref, .5), reward - .5*(logp - ref))
     assert torch.equal(kl_penalised_reward(reward, logp, ref, 0.), reward)
     assert torch.equal(kl_penalised_reward(reward, logp, ref, .5, "kl"), kl_penalised_reward(reward, logp, ref, .5))
