@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['TabularPolicy', 'average_state_dicts', 'check_reference', 'dpo_loss', 'enumerate_texts', 'interpolation_curve',
            'kl_penalised_reward', 'loss_barrier', 'model_soup', 'ppo_clip_loss', 'preference_loss', 'prefix_logits',
-           'rloo_baseline', 'rloo_loss', 'text_logps', 'token_values']
+           'rloo_baseline', 'rloo_loss', 'text_logps', 'token_values', 'fdpo_loss', 'fdpo_scores', 'optimal_fpolicy']
 
-# %% ../../nbs/align/index.ipynb #794431ae
+# %% ../../nbs/align/index.ipynb #91927bfa
 from .dpo import check_reference, dpo_loss, preference_loss
+from .fdpo import fdpo_loss, fdpo_scores, optimal_fpolicy
 from .policy import kl_penalised_reward, ppo_clip_loss, rloo_baseline, rloo_loss
 from .soup import average_state_dicts, interpolation_curve, loss_barrier, model_soup
 from .tabular import TabularPolicy, enumerate_texts, prefix_logits, text_logps, token_values
 
 _all_ = ["TabularPolicy", "average_state_dicts", "check_reference", "dpo_loss", "enumerate_texts",
          "interpolation_curve", "kl_penalised_reward", "loss_barrier", "model_soup", "ppo_clip_loss",
-         "preference_loss", "prefix_logits", "rloo_baseline", "rloo_loss", "text_logps", "token_values"]
+         "preference_loss", "prefix_logits", "rloo_baseline", "rloo_loss", "text_logps", "token_values",
+         "fdpo_loss", "fdpo_scores", "optimal_fpolicy"]
