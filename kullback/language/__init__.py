@@ -9,13 +9,13 @@ __all__ = ['DecoderConfig', 'DecoderLM', 'DecoderLayer', 'GQAttention', 'GRULM',
            'token_kl', 'token_logps', 'token_stats', 'top_p_filter']
 
 # %% ../../nbs/language/index.ipynb #3
-from .decoder import (DecoderConfig, DecoderLM, DecoderLayer, GQAttention, GRULM,
-                                       LayerDims, RMSNorm, SwiGLU, count_parameters,
-                                       decoder_parameters, layerwise_dims, logit_z_penalty,
-                                       make_divisible, rope)
+from .blocks import GQAttention, RMSNorm, SwiGLU, rope
+from .decoder import DecoderConfig, DecoderLM, DecoderLayer, GRULM, logit_z_penalty
 from .sampling import inverse_cdf, sample, top_p_filter
 from .tokens import (masked_mean, sequence_logps, sequence_nll, sequential_kl, token_kl,
                                       token_logps, token_stats)
+from .widths import (LayerDims, count_parameters, decoder_parameters, layerwise_dims,
+                                      make_divisible)
 
 _all_ = ["DecoderConfig", "DecoderLM", "DecoderLayer", "GQAttention", "GRULM", "LayerDims",
          "RMSNorm", "SwiGLU", "count_parameters", "decoder_parameters", "inverse_cdf",

@@ -343,6 +343,16 @@ def test_a_layer_reads_alone_as_in_the_model():
     assert_close(layer(states[1]), states[2], **EXACT)
 
 
+def test_weights_start_as_the_page_says():
+    torch.manual_seed(0)
+    lm = DecoderLM(DecoderConfig(2000, 3, 128, 16, 1., 4., 1, 16, tied=False))
+    for n, p in lm.named_parameters():
+        if p.ndim == 1: assert (p == 1).all()
+        else:
+            std = (6*128)**-.5 if n.endswith(("o_proj.weight", "down_proj.weight")) else p.shape[1]**-.5
+            assert abs(p.std().item()/std - 1) < .02 and abs(p.mean().item()) < .02*std, n
+
+
 # the GRU
 
 def gru(V=9, seed=0):
@@ -382,3 +392,11 @@ def test_count_of_a_shared_weight():
     assert count_parameters(nn.Sequential(a, b)) == 18
     b.weight = a.weight
     assert count_parameters(nn.Sequential(a, b)) == 9
+
+
+def test_the_decoder_offers_its_parts():
+    "What a small LLaMA is made of can be had from the page that puts it together."
+    from kullback.language import blocks, decoder, widths
+    for module, names in [(blocks, ["GQAttention", "RMSNorm", "SwiGLU", "rope"]),
+                          (widths, ["LayerDims", "count_parameters", "decoder_parameters", "layerwise_dims", "make_divisible"])]:
+        assert all(getattr(decoder, name) is getattr(module, name) for name in names)
