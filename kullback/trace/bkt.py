@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['learning_curve', 'bkt_curve', 'simulate_bkt', 'simulate_irt', 'BKT']
 
-# %% ../../nbs/trace/bkt.ipynb #038fa6e9
+# %% ../../nbs/trace/bkt.ipynb #619a635d
 import torch
 from torch import Tensor, nn
 
 from ..divergence.checks import check_same_shape
 from .data import concept_ids, interaction_ids, previous_tries
 
-# %% ../../nbs/trace/bkt.ipynb #24f26b42
+# %% ../../nbs/trace/bkt.ipynb #f3a583aa
 def learning_curve(
     concepts:Tensor, # (B, T)
     responses:Tensor, # (B, T)
@@ -30,7 +30,7 @@ def learning_curve(
     right = torch.zeros(tries + 1, device=c.device).index_add(0, at, responses.flatten().float())
     return (right/count)[:tries], count[:tries]
 
-# %% ../../nbs/trace/bkt.ipynb #a7f1c3f2
+# %% ../../nbs/trace/bkt.ipynb #324bb751
 def bkt_curve(
     prior:Tensor, # (...) each in [0, 1], broadcast together
     learn:Tensor,
@@ -43,7 +43,7 @@ def bkt_curve(
     n = torch.arange(tries, device=prior.device)
     return 1 - slip - (1 - slip - guess)*(1 - prior)*(1 - learn)**n
 
-# %% ../../nbs/trace/bkt.ipynb #4ad02c13
+# %% ../../nbs/trace/bkt.ipynb #37b51dd4
 def simulate_bkt(
     concepts:Tensor, # (B, T) what is asked, in 0..K−1
     prior:Tensor, # (K,)
@@ -63,7 +63,7 @@ def simulate_bkt(
         known = known.scatter(1, c[:, None], (now | (teach[:, t] < learn[c]))[:, None])
     return torch.stack(out, 1).long()
 
-# %% ../../nbs/trace/bkt.ipynb #5f659e08
+# %% ../../nbs/trace/bkt.ipynb #fe90d20b
 def simulate_irt(
     concepts:Tensor, # (B, T) what is asked, in 0..K−1
     ability:Tensor, # (B,) θ
@@ -77,7 +77,7 @@ def simulate_irt(
     p = (ability[:, None] - difficulty[ids] + gain*(previous_tries(ids) + 1).log()).sigmoid()
     return (torch.rand(p.shape, generator=generator, device=p.device) < p).long(), p
 
-# %% ../../nbs/trace/bkt.ipynb #2c66c085
+# %% ../../nbs/trace/bkt.ipynb #c36ade29
 class BKT(nn.Module):
     "Bayesian knowledge tracing: four rates a concept."
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['concept_ids', 'interaction_ids', 'Batch', 'pad_sequences', 'chunk_sequences', 'window_sequences', 'student_folds',
            'read_three_line_csv', 'read_pykt_csv', 'renumber', 'concept_matches', 'previous_tries']
 
-# %% ../../nbs/trace/data.ipynb #606efca4
+# %% ../../nbs/trace/data.ipynb #7e61ea1f
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..divergence.checks import check_same_shape, require
 
-# %% ../../nbs/trace/data.ipynb #f23289c4
+# %% ../../nbs/trace/data.ipynb #1c7cb218
 def concept_ids(
     concepts:Tensor, # (B, T) integers
     num_concepts:int, # K
@@ -48,14 +48,15 @@ def interaction_ids(
     require((right == 0) | (right == 1), "responses must be 0 or 1, got {bad}", right)
     return ids + num_concepts*right.long()
 
-# %% ../../nbs/trace/data.ipynb #d6397488
+# %% ../../nbs/trace/data.ipynb #924ce81d
 class Batch(NamedTuple):
     "Learners side by side; entry t predicts step t + 1."
     concepts:Tensor # (B, T)
     responses:Tensor # (B, T)
     next_concepts:Tensor # (B, T)
     next_responses:Tensor # (B, T), what is to be predicted
-    mask:Tensor # (B, T) bool, True where the next step exists and counts
+    mask:Tensor # (B, T) bool, True where the next step exists: for `forward`
+    counts:Tensor # (B, T) bool, True where the next step is scored: for loss and AUC; within `mask`
 
 def pad_sequences(
     seqs:Sequence, # of learners: (concepts (L,), responses (L,)), or with a third column (L,): does this step count?
@@ -66,15 +67,15 @@ def pad_sequences(
     length = longest if length is None else length
     if length < longest: raise ValueError(f"length {length} cannot hold a learner of {longest} steps")
     c, r = torch.zeros(2, len(seqs), length, dtype=torch.long)
-    counts = torch.zeros(len(seqs), length, dtype=torch.bool)
+    real, counts = torch.zeros(2, len(seqs), length, dtype=torch.bool)
     for i, s in enumerate(seqs):
         n = len(s[0])
         if len(s[1]) != n: raise ValueError(f"learner {i} has {n} concepts and {len(s[1])} responses")
         c[i, :n], r[i, :n] = torch.as_tensor(s[0]), torch.as_tensor(s[1])
-        counts[i, :n] = torch.as_tensor(s[2]) if len(s) > 2 else True
-    return Batch(c[:, :-1], r[:, :-1], c[:, 1:], r[:, 1:], counts[:, 1:])
+        real[i, :n], counts[i, :n] = True, torch.as_tensor(s[2]) if len(s) > 2 else True
+    return Batch(c[:, :-1], r[:, :-1], c[:, 1:], r[:, 1:], real[:, 1:], counts[:, 1:])
 
-# %% ../../nbs/trace/data.ipynb #f11d672f
+# %% ../../nbs/trace/data.ipynb #2c03bbe7
 def _cut(seq, a, b): return tuple(x[a:b] for x in seq) if isinstance(seq, tuple) else seq[a:b]
 def _len(seq): return len(seq[0]) if isinstance(seq, tuple) else len(seq)
 
@@ -88,7 +89,7 @@ def chunk_sequences(
     pieces = [_cut(s, a, a + max_len) for s in seqs for a in range(0, _len(s), max_len)]
     return [p for p in pieces if _len(p) >= min_len]
 
-# %% ../../nbs/trace/data.ipynb #d462a3a4
+# %% ../../nbs/trace/data.ipynb #98b923bb
 def window_sequences(
     seqs:Sequence, # of learners: (concepts (L,), responses (L,))
     max_len:int=200, # steps of a window
@@ -102,7 +103,7 @@ def window_sequences(
         rows += [(c[end - max_len:end], r[end - max_len:end], last) for end in range(max_len + 1, len(c) + 1)]
     return rows
 
-# %% ../../nbs/trace/data.ipynb #de916ef5
+# %% ../../nbs/trace/data.ipynb #7220892d
 def student_folds(
     n:int, # learners
     folds:int=5, # of those who are not in the test part
@@ -118,7 +119,7 @@ def student_folds(
     for i, part in enumerate(np.array_split(train, folds)): fold[torch.from_numpy(part)] = i
     return fold
 
-# %% ../../nbs/trace/data.ipynb #43ae33a7
+# %% ../../nbs/trace/data.ipynb #4d1e127a
 def _integers(path, number, text):
     "The integers of one line; a trailing comma is forgiven."
     try: return [int(word) for word in text.strip().rstrip(",").split(",")]
@@ -147,7 +148,7 @@ def read_three_line_csv(
         seqs.append(_columns(path, (i + 2, i + 3), concepts, responses))
     return seqs
 
-# %% ../../nbs/trace/data.ipynb #e7421b13
+# %% ../../nbs/trace/data.ipynb #2ff9e35e
 def read_pykt_csv(
     path:str|Path,
 )->dict: # fold (N,); concepts, responses, counts, and questions where the file has them: N tensors each, pads removed
@@ -171,7 +172,7 @@ def read_pykt_csv(
             if "questions" in cell: out.setdefault("questions", []).append(torch.tensor(cell["questions"][:length]))
     return out | {"fold": torch.tensor(out.get("fold", []), dtype=torch.long)}
 
-# %% ../../nbs/trace/data.ipynb #4e04cbe8
+# %% ../../nbs/trace/data.ipynb #77a61a8b
 def renumber(
     seqs:Sequence, # of learners: (concepts (L,), responses (L,), …)
     known:dict|None=None, # id in the file → number; made here if not given
@@ -185,7 +186,7 @@ def renumber(
                 table[i] = len(table)
     return [(torch.tensor([table[i] for i in torch.as_tensor(c).tolist()]), *rest) for c, *rest in seqs], table
 
-# %% ../../nbs/trace/data.ipynb #4e641ba8
+# %% ../../nbs/trace/data.ipynb #9ae966a4
 def concept_matches(
     concepts:Tensor, # (B, T)
     query:Tensor|None=None, # (B, T) concept asked about at each t; the step's own if not given

@@ -62,7 +62,7 @@ def test_chunks_and_windows(seed, width):
     kept = [(s[0][:len(s[0]) - (len(s[0]) % width if len(s[0]) % width < 3 else 0)]) for s in seqs]
     assert torch.equal(torch.cat([p[0] for p in pieces] or [torch.zeros(0).long()]), torch.cat(kept))
     b = pad_sequences(window_sequences([(torch.arange(len(s[0])), s[1]) for s in seqs], width))
-    assert sorted(b.next_concepts[b.mask].tolist()) == sorted(t for s in seqs for t in range(1, len(s[0])))
+    assert sorted(b.next_concepts[b.counts].tolist()) == sorted(t for s in seqs for t in range(1, len(s[0])))
 
 
 @settings(deadline=None, max_examples=30)
@@ -90,13 +90,19 @@ def test_ids_and_masks():
 def test_padding_holds_the_learners():
     seqs = learners(0)
     b = pad_sequences(seqs, 40)
-    assert b.mask.shape == (6, 39)
+    assert b.mask.shape == (6, 39) and torch.equal(b.mask, b.counts)
     for row, (c, r) in enumerate(seqs):
         L = len(c) - 1
         assert b.mask[row].tolist() == [True]*L + [False]*(39 - L)
         assert torch.equal(b.concepts[row, :L], c[:-1]) and torch.equal(b.next_concepts[row, :L], c[1:])
         assert torch.equal(b.responses[row, :L], r[:-1]) and torch.equal(b.next_responses[row, :L], r[1:])
     with pytest.raises(ValueError, match="length 5 cannot hold"): pad_sequences(seqs, 5)
+
+
+def test_a_window_keeps_its_history():
+    "What is not scored is still real: the model must see it."
+    b = pad_sequences(window_sequences([(torch.arange(7), torch.ones(7).long())], 4))
+    assert b.mask.all() and b.counts.sum(1).tolist() == [3, 1, 1, 1] and b.counts[1:, -1].all()
 
 
 def test_round_trip_through_both_files(tmp_path):
