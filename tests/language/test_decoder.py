@@ -176,6 +176,7 @@ def test_closed_form_counts_the_model(changes):
     c = DecoderConfig(**{**SMALL, **changes})
     parts = decoder_parameters(c.layer_dims, c.model_dim, c.head_dim, c.vocab, c.tied, c.qk_norm)
     lm = DecoderLM(c)
+    assert count_parameters(lm, embeddings=False) == parts["total"] - c.vocab*c.model_dim
     assert parts["total"] == count_parameters(lm) == sum(p.numel() for p in lm.parameters())
     assert parts["attn"] == sum(p.numel() for n, p in lm.named_parameters() if ".attn." in n and "proj" in n)
     assert parts["ffn"] == sum(p.numel() for n, p in lm.named_parameters() if ".ffn." in n)
@@ -284,6 +285,14 @@ def test_generation_draws_from_the_model():
     assert torch.equal(drawn, lm.generate(prompt, 2, temperature=.7, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.parametrize("build", [decoder, lambda: gru(23)])
+def test_generation_makes_nothing_on_the_default_device(build):
+    lm, ids = build()
+    g = torch.Generator().manual_seed(0)
+    with torch.device("meta"): drawn = lm.generate(ids, 4, .9, .8, g)
+    assert drawn.device.type == "cpu" and torch.equal(drawn, lm.generate(ids, 4, .9, .8, g.manual_seed(0)))
+
+
 def test_cold_and_narrow_sampling_are_greedy():
     lm, ids = decoder()
     greedy = lm.generate(ids, 8, temperature=0)
@@ -305,7 +314,9 @@ def test_z_penalty_gradient_and_padding():
     assert torch.autograd.gradcheck(lambda x: logit_z_penalty(x, weight=2.), z)
     mask = torch.ones(2, 3, dtype=torch.bool)
     padded = torch.cat([z, torch.full((2, 4, 5), float("inf"))], 1), torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], 1)
-    assert_close(logit_z_penalty(*padded), logit_z_penalty(z), **EXACT)
+    assert_close(logit_z_penalty(*padded), 1e-4*z.logsumexp(-1).square().mean(), **EXACT)
+    logit_z_penalty(*padded).backward()
+    assert_close(z.grad, 2e-4/6*z.logsumexp(-1, keepdim=True)*z.softmax(-1), **EXACT)
 
 
 BAD = {
