@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['DKMLinear', 'DKMWeight', 'depalettize', 'palettize', 'palettized_bits', 'SavedTensorCompressor', 'tensor_saved_bytes',
-           'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn',
-           'uniform_codes', 'uniform_values']
+           'Packed', 'load_packed', 'pack_bits', 'pack_palette', 'pack_uniform', 'save_packed', 'storage_row', 'unpack',
+           'unpack_bits', 'unpack_model', 'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize',
+           'quant_params', 'round_ste', 'rtn', 'uniform_codes', 'uniform_values']
 
-# %% ../../nbs/quantize/index.ipynb #1d5ba321
+# %% ../../nbs/quantize/index.ipynb #51d46739
 from .cluster import DKMLinear, DKMWeight, depalettize, palettize, palettized_bits
 from .kept import SavedTensorCompressor, tensor_saved_bytes
+from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform, save_packed,
+                                       storage_row, unpack, unpack_bits, unpack_model)
 from .softmeans import dkm, dkm_attention, dkm_unique, kmeans_1d
 from .uniform import fake_quantize, quant_params, round_ste, rtn, uniform_codes, uniform_values
 
 _all_ = ["DKMLinear", "DKMWeight", "depalettize", "palettize", "palettized_bits",
          "SavedTensorCompressor", "tensor_saved_bytes",
+         "Packed", "load_packed", "pack_bits", "pack_palette", "pack_uniform", "save_packed",
+         "storage_row", "unpack", "unpack_bits", "unpack_model",
          "dkm", "dkm_attention", "dkm_unique", "kmeans_1d",
          "fake_quantize", "quant_params", "round_ste", "rtn", "uniform_codes", "uniform_values"]

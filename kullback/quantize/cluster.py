@@ -6,7 +6,7 @@
 __all__ = ['palettize', 'depalettize', 'palettized_bits', 'DKMWeight', 'DKMLinear', 'SavedTensorCompressor', 'tensor_saved_bytes',
            'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d']
 
-# %% ../../nbs/quantize/cluster.ipynb #604f7b22
+# %% ../../nbs/quantize/cluster.ipynb #566f12c9
 import math
 
 import torch
@@ -19,7 +19,7 @@ from .softmeans import dkm, dkm_attention, dkm_unique, kmeans_1d  # noqa: F401
 
 _all_ = ["SavedTensorCompressor", "tensor_saved_bytes", "dkm", "dkm_attention", "dkm_unique", "kmeans_1d"]
 
-# %% ../../nbs/quantize/cluster.ipynb #c5bf0a0a
+# %% ../../nbs/quantize/cluster.ipynb #e5c66d31
 def palettize(
     weight:Tensor, # any shape; the last axis is a multiple of c
     centroids:Tensor, # (K,), or (K, c) for c neighbours at a time; K ≤ 256
@@ -29,7 +29,8 @@ def palettize(
         raise ValueError(f"centroids must be (K,) or (K, c) with K from 1 to 256, got {tuple(centroids.shape)}")
     c = 1 if centroids.ndim == 1 else centroids.shape[1]
     if weight.shape[-1] % c: raise ValueError(f"rows of {weight.shape[-1]} cannot be cut into pieces of {c}")
-    W, C = weight.detach().to(torch.promote_types(weight.dtype, centroids.dtype)), centroids.detach()
+    wide = torch.promote_types(torch.promote_types(weight.dtype, centroids.dtype), torch.float32)
+    W, C = weight.detach().to(wide), centroids.detach()      # midpoints of 16-bit values need more bits
     if c == 1:
         line, order = C.flatten().to(W.dtype).sort()
         indices = order[torch.bucketize(W.contiguous(), (line[1:] + line[:-1])/2)]
@@ -52,7 +53,7 @@ def palettized_bits(
     if not 1 <= k <= 256: raise ValueError(f"k must lie in 1..256, got {k}")
     return weight.numel()*math.ceil(math.log2(k)) + k*8*weight.element_size()
 
-# %% ../../nbs/quantize/cluster.ipynb #ad85894e
+# %% ../../nbs/quantize/cluster.ipynb #17165154
 class DKMWeight(nn.Module):
     "Parametrization: soft k-means while training, nearest centroid in eval mode."
     def __init__(self,

@@ -280,6 +280,14 @@ def test_palettize_takes_the_nearest(seed, k):
     assert palettized_bits(w, k) == 60*math.ceil(math.log2(k)) + 64*k
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_palettize_in_16_bits(dtype):
+    "Midpoints of bfloat16 centroids are no bfloat16 values."
+    w = normal(40, 40).to(dtype)
+    C = kmeans_1d(w.flatten(), 16)[0]
+    assert torch.equal(palettize(w, C)[1].long(), (w.double()[..., None] - C.double()).abs().argmin(-1))
+
+
 def test_layer_state_and_modes():
     torch.manual_seed(0)
     layer, x = DKMLinear(12, 8, 2, 1e-2, bias=False), torch.randn(3, 12)
