@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['DecoderConfig', 'DecoderLM', 'DecoderLayer', 'GQAttention', 'GRULM', 'LayerDims', 'RMSNorm', 'SwiGLU',
-           'count_parameters', 'decoder_parameters', 'inverse_cdf', 'layerwise_dims', 'logit_z_penalty',
-           'make_divisible', 'masked_mean', 'rope', 'sample', 'sequence_logps', 'sequence_nll', 'sequential_kl',
-           'token_kl', 'token_logps', 'token_stats', 'top_p_filter']
+           'count_parameters', 'decoder_parameters', 'exponential_race', 'inverse_cdf', 'layerwise_dims',
+           'logit_z_penalty', 'make_divisible', 'masked_mean', 'rope', 'sample', 'sequence_logps', 'sequence_nll',
+           'sequential_kl', 'token_kl', 'token_logps', 'token_stats', 'top_p_filter']
 
 # %% ../../nbs/language/index.ipynb #3
 from .blocks import GQAttention, RMSNorm, SwiGLU, rope
 from .decoder import DecoderConfig, DecoderLM, DecoderLayer, GRULM, logit_z_penalty
-from .sampling import inverse_cdf, sample, top_p_filter
+from .sampling import exponential_race, inverse_cdf, sample, top_p_filter
 from .tokens import (masked_mean, sequence_logps, sequence_nll, sequential_kl, token_kl,
                                       token_logps, token_stats)
 from .widths import (LayerDims, count_parameters, decoder_parameters, layerwise_dims,
                                       make_divisible)
 
 _all_ = ["DecoderConfig", "DecoderLM", "DecoderLayer", "GQAttention", "GRULM", "LayerDims",
-         "RMSNorm", "SwiGLU", "count_parameters", "decoder_parameters", "inverse_cdf",
-         "layerwise_dims", "logit_z_penalty", "make_divisible", "masked_mean", "rope", "sample",
-         "sequence_logps", "sequence_nll", "sequential_kl", "token_kl", "token_logps",
-         "token_stats", "top_p_filter"]
+         "RMSNorm", "SwiGLU", "count_parameters", "decoder_parameters", "exponential_race",
+         "inverse_cdf", "layerwise_dims", "logit_z_penalty", "make_divisible", "masked_mean",
+         "rope", "sample", "sequence_logps", "sequence_nll", "sequential_kl", "token_kl",
+         "token_logps", "token_stats", "top_p_filter"]

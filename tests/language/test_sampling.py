@@ -4,7 +4,7 @@ import torch
 from draws import normal
 from torch.testing import assert_close
 
-from kullback.language import inverse_cdf, sample, top_p_filter
+from kullback.language import exponential_race, inverse_cdf, sample, top_p_filter
 
 
 class Steps:
@@ -110,3 +110,36 @@ def test_the_end_is_drawn_once_and_counts():
         new = row[1:]
         length = new.index(3) + 1 if 3 in new else 8
         assert kept == [False] + [True]*length + [False]*(8 - length) and new[length:] == [4]*(8 - length)
+
+
+def clocks(*shape, seed=0): return torch.empty(*shape, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_race_draws_the_softmax():
+    logits = normal(6); logits[2] = -torch.inf
+    share = exponential_race(logits.expand(200_000, 6), clocks(200_000, 6)).bincount(minlength=6)/200_000
+    assert share[2] == 0 and (share - logits.softmax(-1)).abs().max() < 5e-3
+    E = clocks(50, 6, seed=1)
+    assert torch.equal(exponential_race(logits.expand(50, 6), E), (E/logits.softmax(-1)).argmin(-1))
+    E[:, 2] = 0.                                               # a clock of zero does not revive what cannot be
+    assert (exponential_race(logits.expand(50, 6), E) != 2).all()
+
+
+def test_a_race_is_shared_through_the_generator():
+    table, prompts = normal(6, 6), torch.arange(6)[:, None]
+    run = lambda table, seed: sample(lambda i: table[i], prompts, 9, coupling="race", generator=torch.Generator().manual_seed(seed))[0]
+    assert torch.equal(run(table, 0), run(table + 3., 0)) and not torch.equal(run(table, 0), run(table, 1))
+    order = torch.tensor([0, 3, 1, 5, 4, 2])                   # the line's order of ids does not matter to it, but clocks go by id
+    assert not torch.equal(run(table, 0), run(table[:, order], 0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_meeting_probability_is_bounded(seed):
+    "Eq. 3 on random pairs: between (1−TV)/(1+TV) and 1−TV."
+    p, q = normal(2, 8, seed=seed).softmax(-1)
+    meet = (1/torch.maximum(p[None]/p[:, None], q[None]/q[:, None]).sum(1)).sum()
+    tv = (p - q).abs().sum()/2
+    assert (1 - tv)/(1 + tv) <= meet <= 1 - tv
+    E = clocks(100_000, 8, seed=seed)
+    same = exponential_race(p.log().expand_as(E), E) == exponential_race(q.log().expand_as(E), E)
+    assert abs(same.double().mean() - meet) < 7e-3
