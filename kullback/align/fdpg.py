@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fdpg_pseudo_reward', 'fdpg_loss', 'PartitionEstimator', 'MovingBaseline', 'divergence_estimate', 'fit_gdc_lambda']
 
-# %% ../../nbs/align/fdpg.ipynb #6f7de0c7
+# %% ../../nbs/align/fdpg.ipynb #73d9a1b8
 import math
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_same_shape, require
 from ..divergence.fdiv import get_f_divergence
 
-# %% ../../nbs/align/fdpg.ipynb #40ca2645
+# %% ../../nbs/align/fdpg.ipynb #a39b1548
 def fdpg_pseudo_reward(
     log_t:Tensor, # (...) log π − log p; +∞ where p has no mass
     divergence:str="js", # D_f(policy‖target), by a name of `get_f_divergence`
@@ -27,7 +27,7 @@ def fdpg_pseudo_reward(
     require(known, f"{divergence} has no finite slope where log t is {{bad}}", log_t)
     return -d.f_prime_log(log_t)
 
-# %% ../../nbs/align/fdpg.ipynb #146aced0
+# %% ../../nbs/align/fdpg.ipynb #c730ce8e
 def fdpg_loss(
     policy_logp:Tensor, # (N,) log π of the samples
     target_log_score:Tensor, # (N,) log P, unnormalised; −∞ where p has no mass; detached
@@ -48,7 +48,7 @@ def fdpg_loss(
     check_same_shape(policy_logp=policy_logp, proposal_logp=proposal_logp)
     return -((now - proposal_logp.detach()).exp()*advantage*policy_logp).mean()
 
-# %% ../../nbs/align/fdpg.ipynb #5630b459
+# %% ../../nbs/align/fdpg.ipynb #572b4e14
 class PartitionEstimator(nn.Module):
     "log of the running mean of P/q."
     def __init__(self):
@@ -72,7 +72,7 @@ class PartitionEstimator(nn.Module):
         require(self.count > 0, "log_z of nothing: call update first")
         return self.log_sum - self.count.to(self.log_sum.dtype).log()
 
-# %% ../../nbs/align/fdpg.ipynb #b376760c
+# %% ../../nbs/align/fdpg.ipynb #80d9aefa
 class MovingBaseline(nn.Module):
     "Mean of the latest values; 0 before the first."
     def __init__(self,
@@ -94,7 +94,7 @@ class MovingBaseline(nn.Module):
     def value(self)->Tensor: # ()
         return self.recent.nanmean().nan_to_num(0.)
 
-# %% ../../nbs/align/fdpg.ipynb #397ac5b7
+# %% ../../nbs/align/fdpg.ipynb #a3921b36
 def divergence_estimate(
     log_P:Tensor, # (N,) unnormalised target scores of samples of q; −∞ allowed
     log_pi:Tensor, # (N,) policy
@@ -114,7 +114,7 @@ def divergence_estimate(
     terms = get_f_divergence(kind).terms(log_pi - log_q, log_P - log_z - log_q)
     return terms/2 if kind == "js" else terms
 
-# %% ../../nbs/align/fdpg.ipynb #293296cb
+# %% ../../nbs/align/fdpg.ipynb #ee1cd72d
 def fit_gdc_lambda(
     features:Tensor, # (N, K) of samples of the base model
     target_moments:Tensor, # (K,) strictly between the smallest and largest feature seen
@@ -132,7 +132,9 @@ def fit_gdc_lambda(
     low, high = features.masked_fill(unseen, math.inf).amin(0), features.masked_fill(unseen, -math.inf).amax(0)
     require((mu > low) & (mu < high), "no sample on both sides of the wanted moment {bad}", mu)
     lam, speed = torch.zeros_like(mu), torch.zeros_like(mu)
-    off = lambda lam: (logw + features @ lam).softmax(0) @ features - mu
+    def off(lam): # no matrix products: autocast would round them, and with them the moments
+        share = (logw + (features*lam).sum(1)).softmax(0)
+        return (share[:, None]*features).sum(0) - mu
     for _ in range(steps):
         speed = .9*speed - lr*off(lam)
         lam = lam + speed
