@@ -7,9 +7,9 @@ __all__ = ['MovingBaseline', 'PartitionEstimator', 'TabularPolicy', 'average_sta
            'divergence_estimate', 'dpo_loss', 'enumerate_texts', 'fdpg_loss', 'fdpg_pseudo_reward', 'fdpo_loss',
            'fdpo_scores', 'fit_gdc_lambda', 'hypo_loss', 'interpolation_curve', 'kl_penalised_reward', 'loss_barrier',
            'model_soup', 'online_kl_surrogate', 'optimal_fpolicy', 'ppo_clip_loss', 'preference_loss', 'prefix_logits',
-           'rloo_baseline', 'rloo_loss', 'text_logps', 'token_values']
+           'rloo_baseline', 'rloo_loss', 'text_logps', 'token_values', 'TDPOLoss', 'tdpo_loss']
 
-# %% ../../nbs/align/index.ipynb #91927bfa
+# %% ../../nbs/align/index.ipynb #b952ee86
 from .dpo import check_reference, dpo_loss, preference_loss
 from .fdpg import (MovingBaseline, PartitionEstimator, divergence_estimate, fdpg_loss,
                                  fdpg_pseudo_reward, fit_gdc_lambda)
@@ -18,9 +18,11 @@ from .hypo import hypo_loss, online_kl_surrogate
 from .policy import kl_penalised_reward, ppo_clip_loss, rloo_baseline, rloo_loss
 from .soup import average_state_dicts, interpolation_curve, loss_barrier, model_soup
 from .tabular import TabularPolicy, enumerate_texts, prefix_logits, text_logps, token_values
+from .tdpo import TDPOLoss, tdpo_loss
 
 _all_ = ["MovingBaseline", "PartitionEstimator", "TabularPolicy", "average_state_dicts", "check_reference",
-         "divergence_estimate", "dpo_loss", "enumerate_texts", "fdpg_loss", "fdpg_pseudo_reward", "fdpo_loss",
-         "fdpo_scores", "fit_gdc_lambda", "hypo_loss", "interpolation_curve", "kl_penalised_reward",
-         "loss_barrier", "model_soup", "online_kl_surrogate", "optimal_fpolicy", "ppo_clip_loss",
-         "preference_loss", "prefix_logits", "rloo_baseline", "rloo_loss", "text_logps", "token_values"]
+         "divergence_estimate", "dpo_loss", "enumerate_texts", "fdpg_loss", "fdpg_pseudo_reward",
+         "fdpo_loss", "fdpo_scores", "fit_gdc_lambda", "hypo_loss", "interpolation_curve",
+         "kl_penalised_reward", "loss_barrier", "model_soup", "online_kl_surrogate", "optimal_fpolicy",
+         "ppo_clip_loss", "preference_loss", "prefix_logits", "rloo_baseline", "rloo_loss", "text_logps",
+         "token_values", "TDPOLoss", "tdpo_loss"]
