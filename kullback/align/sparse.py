@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['masked_token_preference_loss', 'TokenMask', 'activation_mask']
 
-# %% ../../nbs/align/sparse.ipynb #d169b8e2
+# %% ../../nbs/align/sparse.ipynb #f971e5ec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_positive, check_same_shape, require
 from ..divergence.kl import reduced
 
-# %% ../../nbs/align/sparse.ipynb #c0e1754c
+# %% ../../nbs/align/sparse.ipynb #cbb1b823
 def masked_token_preference_loss(
     chosen_logratio:Tensor, # (B, T) log π − log π₀ of the tokens of the better answer
     rejected_logratio:Tensor, # (B, T') of the other
@@ -42,7 +42,7 @@ def masked_token_preference_loss(
     aux = {"chosen_rewards": beta*w.detach(), "rejected_rewards": beta*l.detach(), "penalty": penalty.detach()}
     return reduced(penalty - F.logsigmoid(beta*(w - l)), reduction), aux
 
-# %% ../../nbs/align/sparse.ipynb #c215f243
+# %% ../../nbs/align/sparse.ipynb #19de38e2
 def _half(name, logratio, kl, mask, reward_mask, kl_mask, l1_reward, l1_kl)->tuple[Tensor, Tensor]:
     "Of one answer: Σ m·ρ + Σ m·κ and the penalty of its masks, both (B,)."
     check_same_shape(**{name + "_logratio": logratio, name + "_kl": kl, name + "_mask": mask})
@@ -61,7 +61,7 @@ def _half(name, logratio, kl, mask, reward_mask, kl_mask, l1_reward, l1_kl)->tup
         total, penalty = total + (m*values).sum(-1), penalty + l1*m.sum(-1)
     return total, penalty
 
-# %% ../../nbs/align/sparse.ipynb #b1c7ad3a
+# %% ../../nbs/align/sparse.ipynb #ab022db1
 class TokenMask(nn.Module):
     "A non-negative weight for every token, from what the reference knew before it."
     def __init__(self,
@@ -100,7 +100,7 @@ class TokenMask(nn.Module):
         require(mask.any(), "mask excludes every token")
         return ((m == 0) & mask).sum()/mask.sum()
 
-# %% ../../nbs/align/sparse.ipynb #8b7a534f
+# %% ../../nbs/align/sparse.ipynb #ef1d7157
 def activation_mask(
     acts:list[Tensor], # of (B, T, H): one kind of activation of the reference, layer by layer; H may differ
     mask:Tensor, # (B, T) bool, True where a token of the answer stands

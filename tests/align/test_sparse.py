@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from draws import normal
 from torch.testing import assert_close
 
-from kullback.align import TokenMask, activation_mask, dpo_loss, masked_token_preference_loss
+from kullback.align import TokenMask, activation_mask, dpo_loss, masked_token_preference_loss, tdpo_loss
 
 B, T = 5, 7
 
@@ -38,6 +38,8 @@ def test_all_ones_is_tdpo1_without_stop_gradient(given):
     wanted = torch.log1p(torch.exp(-.4*(u - delta)))
     close(loss, wanted)
     for a, b in zip(grads(loss.sum(), rho + kappa), grads(wanted.sum(), rho + kappa)): close(a, b)
+    sums = [total(x, m) for x, m in zip(rho + kappa, there*2)]
+    close(loss, tdpo_loss(*sums, .4, variant="tdpo1", reduction="none")[0])
     close(aux["chosen_rewards"] - aux["rejected_rewards"], .4*(u - delta).detach())
 
 
