@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Bundle', 'catalog', 'class_noise', 'load', 'long_tail_counts', 'make_long_tail', 'split', 'CATALOG', 'DataError',
            'Histories', 'Images', 'Vectors', 'matrix', 'MLP', 'SmallCNN', 'StackedMLP', 'init_linear_', 'pick_device',
-           'epoch_batches', 'train', 'train_stacked', 'Interval', 'bootstrap_mean', 'paired_t', 'Claim', 'Claims',
-           'equivalent', 'exact', 'find_notebook', 'find_root', 'greater', 'less', 'read_claims', 'verdict']
+           'epoch_batches', 'train', 'train_stacked', 'ReviewBed', 'ReviewLM', 'align_policy', 'make_pairs', 'train_lm',
+           'Interval', 'bootstrap_mean', 'paired_t', 'Claim', 'Claims', 'equivalent', 'exact', 'find_notebook',
+           'find_root', 'greater', 'less', 'read_claims', 'verdict']
 
 # %% ../../nbs/testbed/index.ipynb #3
 from importlib import import_module
@@ -15,12 +16,13 @@ _names = dict(
     data=["Bundle", "catalog", "class_noise", "load", "long_tail_counts", "make_long_tail", "split"],
     sources=["CATALOG"], routes=["DataError"], formats=["Histories", "Images", "Vectors", "matrix"],
     nets=["MLP", "SmallCNN", "StackedMLP", "init_linear_", "pick_device"], loops=["epoch_batches", "train", "train_stacked"],
+    reviews=["ReviewBed", "ReviewLM", "align_policy", "make_pairs", "train_lm"],
     intervals=["Interval", "bootstrap_mean", "paired_t"],
     claims=["Claim", "Claims", "equivalent", "exact", "find_notebook", "find_root", "greater", "less", "read_claims", "verdict"])
 _homes = {name: module for module, names in _names.items() for name in names}
 _all_ = ["Bundle", "catalog", "class_noise", "load", "long_tail_counts", "make_long_tail", "split", "CATALOG", "DataError",
          "Histories", "Images", "Vectors", "matrix", "MLP", "SmallCNN", "StackedMLP", "init_linear_", "pick_device", "epoch_batches",
-         "train", "train_stacked", "Interval", "bootstrap_mean", "paired_t", "Claim", "Claims", "equivalent", "exact",
+         "train", "train_stacked", "ReviewBed", "ReviewLM", "align_policy", "make_pairs", "train_lm", "Interval", "bootstrap_mean", "paired_t", "Claim", "Claims", "equivalent", "exact",
          "find_notebook", "find_root", "greater", "less", "read_claims", "verdict"]
 
 def __getattr__(name):
