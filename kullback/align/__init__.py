@@ -10,7 +10,7 @@ __all__ = ['MovingBaseline', 'PartitionEstimator', 'TDPOLoss', 'TabularPolicy', 
            'optimal_fpolicy', 'ppo_clip_loss', 'preference_loss', 'prefix_logits', 'rloo_baseline', 'rloo_loss',
            'tdpo_loss', 'text_logps', 'token_values']
 
-# %% ../../nbs/align/index.ipynb #b952ee86
+# %% ../../nbs/align/index.ipynb #ae5c2637
 from .dpo import check_reference, dpo_loss, preference_loss
 from .fdpg import (MovingBaseline, PartitionEstimator, divergence_estimate, fdpg_loss,
                                  fdpg_pseudo_reward, fit_gdc_lambda)
@@ -22,9 +22,10 @@ from .sparse import TokenMask, activation_mask, masked_token_preference_loss
 from .tabular import TabularPolicy, enumerate_texts, prefix_logits, text_logps, token_values
 from .tdpo import TDPOLoss, tdpo_loss
 
-_all_ = ["MovingBaseline", "PartitionEstimator", "TDPOLoss", "TabularPolicy", "TokenMask", "activation_mask",
-         "average_state_dicts", "check_reference", "divergence_estimate", "dpo_loss", "enumerate_texts",
-         "fdpg_loss", "fdpg_pseudo_reward", "fdpo_loss", "fdpo_scores", "fit_gdc_lambda", "hypo_loss",
-         "interpolation_curve", "kl_penalised_reward", "loss_barrier", "masked_token_preference_loss",
-         "model_soup", "online_kl_surrogate", "optimal_fpolicy", "ppo_clip_loss", "preference_loss",
-         "prefix_logits", "rloo_baseline", "rloo_loss", "tdpo_loss", "text_logps", "token_values"]
+_all_ = ["MovingBaseline", "PartitionEstimator", "TDPOLoss", "TabularPolicy", "TokenMask",
+         "activation_mask", "average_state_dicts", "check_reference", "divergence_estimate", "dpo_loss",
+         "enumerate_texts", "fdpg_loss", "fdpg_pseudo_reward", "fdpo_loss", "fdpo_scores", "fit_gdc_lambda",
+         "hypo_loss", "interpolation_curve", "kl_penalised_reward", "loss_barrier",
+         "masked_token_preference_loss", "model_soup", "online_kl_surrogate", "optimal_fpolicy",
+         "ppo_clip_loss", "preference_loss", "prefix_logits", "rloo_baseline", "rloo_loss", "tdpo_loss",
+         "text_logps", "token_values"]
