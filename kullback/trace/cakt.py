@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['same_concept_index', 'concept_frames', 'frame_conv', 'FrameSE', 'Residual3d', 'CAKT']
 
-# %% ../../nbs/trace/cakt.ipynb #ea22f632
+# %% ../../nbs/trace/cakt.ipynb #e728382f
 import math
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_positive, values_known
 from .data import concept_ids, concept_matches, interaction_ids
 
-# %% ../../nbs/trace/cakt.ipynb #c02de8e9
+# %% ../../nbs/trace/cakt.ipynb #91c77dca
 def same_concept_index(
     concepts:Tensor, # (B, T)
     k:int, # frames
@@ -29,7 +29,7 @@ def same_concept_index(
     found = key.topk(min(k, T), -1).values.flip(-1).long()
     return F.pad(found, (k - min(k, T), 0), value=-1)
 
-# %% ../../nbs/trace/cakt.ipynb #0b218853
+# %% ../../nbs/trace/cakt.ipynb #75713d07
 def concept_frames(
     emb:Tensor, # (B, T, d)
     index:Tensor, # (B, T, k) of `same_concept_index`
@@ -46,7 +46,7 @@ def concept_frames(
     rows = index.clamp(min=0).flatten(1)[..., None].expand(-1, -1, d)
     return emb.gather(1, rows).view(B, T, -1, d)*scale[..., None]
 
-# %% ../../nbs/trace/cakt.ipynb #60094857
+# %% ../../nbs/trace/cakt.ipynb #4f04918e
 def frame_conv(
     x:Tensor, # (N, C, k, H, W)
     weight:Tensor, # (O, C, 3, 3, 3)
@@ -61,7 +61,7 @@ def frame_conv(
     band = band.permute(0, 2, 1, 3, 4, 5).reshape(O*k, C*k, 3, 3)
     return F.conv2d(x.reshape(N, C*k, H, W), band, padding=1).view(N, O, k, H, W)
 
-# %% ../../nbs/trace/cakt.ipynb #91605877
+# %% ../../nbs/trace/cakt.ipynb #58089612
 class FrameSE(nn.Module):
     "A factor for every frame and channel, from the frames' means."
     def __init__(self,
@@ -78,7 +78,7 @@ class FrameSE(nn.Module):
     )->Tensor: # (N, C, k, H, W)
         return x*self.fc(x.mean((-2, -1)))[..., None, None]
 
-# %% ../../nbs/trace/cakt.ipynb #54c3b235
+# %% ../../nbs/trace/cakt.ipynb #d3df8b0e
 class Residual3d(nn.Module):
     "Two 3×3×3 convolutions, frame weights, a shortcut."
     def __init__(self,
@@ -101,9 +101,11 @@ class Residual3d(nn.Module):
     )->Tensor: # (N, cout, k, H, W)
         y = self.bn1(frame_conv(x, self.conv3d_1.weight)).relu()
         y = self.se_layer(self.bn2(frame_conv(y, self.conv3d_2.weight)))
-        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+        if self.downsample is None: return (y + x).relu()
+        point, bn = self.downsample
+        return (y + bn((point.weight.flatten(1)@x.flatten(2)).view(y.shape))).relu()      # a 1×1×1 convolution is a product
 
-# %% ../../nbs/trace/cakt.ipynb #adf278cd
+# %% ../../nbs/trace/cakt.ipynb #bcdcbd36
 class CAKT(nn.Module):
     "Two LSTMs, and between them a look at the last tries on one concept."
     def __init__(self,
