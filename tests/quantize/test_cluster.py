@@ -89,6 +89,22 @@ def test_against_plain_python(f, floor):
     assert_close(new.tolist(), centroids, rtol=1e-11, atol=1e-12)
 
 
+SOFT = [.82815261396485, -.79448677046671, .80702742153474, -.75341339579967, .84805706821015, -.87179818177053,
+        .84822879072742, -.86175871678254, .80635655687473, -.79275487856392, .82753784075271, -.84455956732741]
+SLOPE = [4.356943185205, 4.115332189811, 5.381490894487, 3.104778463176, 4.837526552801, 7.193575393654,
+         5.112359161291, 7.625162250119, 6.08942140401, 6.421357218251, 5.635028095228, 8.76604277619]
+
+
+@pytest.mark.parametrize("f", [dkm, dkm_unique])
+def test_stored_values_of_coremltools(f):
+    "From coremltools 9.0, FakePalettize: 3 bits, τ .05, three iterations, floor 1e-7, nothing subtracted from the first distance."
+    x = torch.tensor([[math.sin(1 + 7*i + 3*j) for j in range(4)] for i in range(3)], dtype=torch.float64, requires_grad=True)
+    soft, _ = f(x, torch.tensor([-.8, -.3, 0., .1, .2, .4, .6, .9], dtype=torch.float64), .05)
+    (soft*torch.arange(12.).view(3, 4)).sum().backward()
+    assert_close(soft.flatten().tolist(), SOFT, rtol=0, atol=1e-13)
+    assert_close(x.grad.flatten().tolist(), SLOPE, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("f", [dkm, dkm_unique])
 @pytest.mark.parametrize("n_iter, c", [(1, 1), (3, 1), (2, 2)])
 def test_gradcheck(f, n_iter, c):
