@@ -28,7 +28,7 @@ EXAMPLES = {
     "concept_matches": lambda make: partial(concept_matches, make.ids(K, B, T), make.ids(K, B, T)),
     "previous_tries": lambda make: partial(previous_tries, make.ids(K, B, T)),
     "learning_curve": lambda make: partial(learning_curve, make.ids(K, B, T), make.ids(2, B, T), make.mask(B, T), 3),
-    "bkt_curve": lambda make: partial(bkt_curve, *(make.probs(2)[0] for _ in range(4)), 4),
+    "bkt_curve": lambda make: partial(bkt_curve, *(make.probs(2) for _ in range(4)), 4),
     "simulate_bkt": lambda make: partial(simulate_bkt, make.ids(K, B, T), *(torch.rand(K) for _ in range(4))),
     "simulate_irt": lambda make: partial(simulate_irt, make.ids(K, B, T), torch.randn(B), torch.randn(K), .5),
     "BKT": lambda make: partial(BKT(K), *batch(make)),

@@ -15,7 +15,7 @@ def plain(net, *args):
 
 def frames(make):
     index = same_concept_index(make.ids(K, B, T), 2)
-    return partial(concept_frames, make.normal(B, T, 4), index, make.normal(1)[0], torch.arange(T))
+    return partial(concept_frames, make.normal(B, T, 4), index, make.leaf(torch.tensor(.3)), torch.arange(T))
 
 
 EXAMPLES = {
