@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['Trajectory', 'lion_flow', 'lyapunov', 'align_gradients', 'aligned_backward', 'conflict', 'ConvexKernel', 'get_kernel',
-           'Lion', 'LionK', 'constraint_violation', 'kkt_score', 'lion_coefficients']
+           'Lion', 'LionK', 'constraint_violation', 'kkt_score', 'lion_coefficients', 'StiefelAdam', 'qr_retraction',
+           'stiefel_project_tangent']
 
-# %% ../../nbs/optim/index.ipynb #3
+# %% ../../nbs/optim/index.ipynb #68b79572
 from .flow import Trajectory, lion_flow, lyapunov
 from .gradients import align_gradients, aligned_backward, conflict
 from .kernels import ConvexKernel, get_kernel
 from .lion import Lion, LionK, constraint_violation, kkt_score, lion_coefficients
+from .stiefel import StiefelAdam, qr_retraction, stiefel_project_tangent
 
 _all_ = ["Trajectory", "lion_flow", "lyapunov",
          "align_gradients", "aligned_backward", "conflict",
          "ConvexKernel", "get_kernel",
-         "Lion", "LionK", "constraint_violation", "kkt_score", "lion_coefficients"]
+         "Lion", "LionK", "constraint_violation", "kkt_score", "lion_coefficients",
+         "StiefelAdam", "qr_retraction", "stiefel_project_tangent"]
