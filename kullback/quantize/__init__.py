@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = ['DKMLinear', 'DKMWeight', 'depalettize', 'palettize', 'palettized_bits', 'SavedTensorCompressor', 'tensor_saved_bytes',
            'Packed', 'load_packed', 'pack_bits', 'pack_palette', 'pack_uniform', 'save_packed', 'storage_row', 'unpack',
-           'unpack_bits', 'unpack_model', 'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize',
-           'quant_params', 'round_ste', 'rtn', 'uniform_codes', 'uniform_values']
+           'unpack_bits', 'unpack_model', 'companding_distortion', 'optimal_exponent', 'power_dequantize',
+           'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize', 'dkm', 'dkm_attention',
+           'dkm_unique', 'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn', 'uniform_codes',
+           'uniform_values']
 
-# %% ../../nbs/quantize/index.ipynb #51d46739
+# %% ../../nbs/quantize/index.ipynb #cafea582
 from .cluster import DKMLinear, DKMWeight, depalettize, palettize, palettized_bits
 from .kept import SavedTensorCompressor, tensor_saved_bytes
 from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform, save_packed,
                                        storage_row, unpack, unpack_bits, unpack_model)
+from .power import (companding_distortion, optimal_exponent, power_dequantize, power_exponent_search,
+                                     power_fake_quantize, power_levels, power_quantize)
 from .softmeans import dkm, dkm_attention, dkm_unique, kmeans_1d
 from .uniform import fake_quantize, quant_params, round_ste, rtn, uniform_codes, uniform_values
 
@@ -20,5 +24,7 @@ _all_ = ["DKMLinear", "DKMWeight", "depalettize", "palettize", "palettized_bits"
          "SavedTensorCompressor", "tensor_saved_bytes",
          "Packed", "load_packed", "pack_bits", "pack_palette", "pack_uniform", "save_packed",
          "storage_row", "unpack", "unpack_bits", "unpack_model",
+         "companding_distortion", "optimal_exponent", "power_dequantize", "power_exponent_search",
+         "power_fake_quantize", "power_levels", "power_quantize",
          "dkm", "dkm_attention", "dkm_unique", "kmeans_1d",
          "fake_quantize", "quant_params", "round_ste", "rtn", "uniform_codes", "uniform_values"]
