@@ -6,17 +6,18 @@
 __all__ = ['DKMLinear', 'DKMWeight', 'depalettize', 'palettize', 'palettized_bits', 'SavedTensorCompressor', 'tensor_saved_bytes',
            'Packed', 'load_packed', 'pack_bits', 'pack_palette', 'pack_uniform', 'save_packed', 'storage_row', 'unpack',
            'unpack_bits', 'unpack_model', 'companding_distortion', 'optimal_exponent', 'power_dequantize',
-           'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize', 'dkm', 'dkm_attention',
-           'dkm_unique', 'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn', 'uniform_codes',
-           'uniform_values']
+           'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize', 'QuantizedLayer',
+           'adaround', 'nupes_reconstruct', 'reconstruct_model', 'soft_round', 'dkm', 'dkm_attention', 'dkm_unique',
+           'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn', 'uniform_codes', 'uniform_values']
 
-# %% ../../nbs/quantize/index.ipynb #cafea582
+# %% ../../nbs/quantize/index.ipynb #80c42fed
 from .cluster import DKMLinear, DKMWeight, depalettize, palettize, palettized_bits
 from .kept import SavedTensorCompressor, tensor_saved_bytes
 from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform, save_packed,
                                        storage_row, unpack, unpack_bits, unpack_model)
 from .power import (companding_distortion, optimal_exponent, power_dequantize, power_exponent_search,
                                      power_fake_quantize, power_levels, power_quantize)
+from .reconstruct import QuantizedLayer, adaround, nupes_reconstruct, reconstruct_model, soft_round
 from .softmeans import dkm, dkm_attention, dkm_unique, kmeans_1d
 from .uniform import fake_quantize, quant_params, round_ste, rtn, uniform_codes, uniform_values
 
@@ -26,5 +27,6 @@ _all_ = ["DKMLinear", "DKMWeight", "depalettize", "palettize", "palettized_bits"
          "storage_row", "unpack", "unpack_bits", "unpack_model",
          "companding_distortion", "optimal_exponent", "power_dequantize", "power_exponent_search",
          "power_fake_quantize", "power_levels", "power_quantize",
+         "QuantizedLayer", "adaround", "nupes_reconstruct", "reconstruct_model", "soft_round",
          "dkm", "dkm_attention", "dkm_unique", "kmeans_1d",
          "fake_quantize", "quant_params", "round_ste", "rtn", "uniform_codes", "uniform_values"]
