@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['soft_round', 'QuantizedLayer', 'adaround', 'nupes_reconstruct', 'reconstruct_model']
 
-# %% ../../nbs/quantize/reconstruct.ipynb #1b0b0ee1
+# %% ../../nbs/quantize/reconstruct.ipynb #972cc815
 import copy
 import math
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_positive
 from .power import _top_code, power_dequantize, power_exponent_search, power_quantize
 
-# %% ../../nbs/quantize/reconstruct.ipynb #a5892108
+# %% ../../nbs/quantize/reconstruct.ipynb #03a155e3
 def soft_round(
     u:Tensor, # (...)
     tau:float, # width of a step, > 0
@@ -26,7 +26,7 @@ def soft_round(
     low = u.detach().floor()
     return low + (1 + ((u - low - .5)/tau).tanh()/math.tanh(.5/tau))/2
 
-# %% ../../nbs/quantize/reconstruct.ipynb #3dc96d45
+# %% ../../nbs/quantize/reconstruct.ipynb #a2cd5731
 def _apply(layer, x, weight):
     "The layer with another weight."
     if isinstance(layer, nn.Linear): return F.linear(x, weight, layer.bias)
@@ -57,7 +57,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x:Tensor)->Tensor: # what the layer returns
         return F.linear(x, self.weight) if self.shell is None else _apply(self.shell, x, self.weight)
 
-# %% ../../nbs/quantize/reconstruct.ipynb #3cba7f8d
+# %% ../../nbs/quantize/reconstruct.ipynb #8e6b8174
 def _pull(h, beta):
     "Σ 1 − |2h − 1|^β."
     return (1 - (2*h - 1).abs()**beta).sum()
@@ -87,7 +87,7 @@ def _objective(layer, x_fp, x_q, weight, height, beta, lam, batch_size, generato
         return gap if late < 0 else gap + lam*_pull(height(t), beta[0] + (beta[1] - beta[0])*late)
     return loss, target
 
-# %% ../../nbs/quantize/reconstruct.ipynb #557d2743
+# %% ../../nbs/quantize/reconstruct.ipynb #42e8fab3
 def _better(layer, x_q, target, scale, bits, start, end):
     "Of two (codes, a), the one that returns the layer's output better on all of x_q."
     with torch.no_grad():
@@ -95,7 +95,7 @@ def _better(layer, x_q, target, scale, bits, start, end):
     won = gaps[1] < gaps[0]
     return QuantizedLayer(torch.where(won, end[0], start[0]), scale, torch.where(won, end[1], start[1]), bits, layer)
 
-# %% ../../nbs/quantize/reconstruct.ipynb #ff67929c
+# %% ../../nbs/quantize/reconstruct.ipynb #04ea2777
 def _warped(weight, scale, a, n):
     "u, the code before rounding."
     return n*weight.sign()*(weight/scale).abs()**a
@@ -127,7 +127,7 @@ def adaround(
     end = (low + (height().detach() >= .5)).to(codes.dtype)
     return _better(layer, x_q, target, scale, bits, (codes, a), (end, a))
 
-# %% ../../nbs/quantize/reconstruct.ipynb #094c0507
+# %% ../../nbs/quantize/reconstruct.ipynb #46c8295d
 def nupes_reconstruct(
     layer:nn.Module, # Linear or Conv
     x_fp:Tensor, # (N, ...) inputs of the layer in the full model
@@ -159,7 +159,7 @@ def nupes_reconstruct(
     end = (latent.hard().to(start.dtype), latent.a().detach())
     return _better(layer, x_q, target, scale, bits, (start, a), end)
 
-# %% ../../nbs/quantize/reconstruct.ipynb #9b41dcd9
+# %% ../../nbs/quantize/reconstruct.ipynb #973d7f12
 class _Latent:
     "δ and ρ of Eq. 4."
     def __init__(self, w, scale, a, n, neighbours):
@@ -184,7 +184,7 @@ class _Latent:
             self.settle()
             return self.u().round().clamp(-self.n, self.n)
 
-# %% ../../nbs/quantize/reconstruct.ipynb #22284149
+# %% ../../nbs/quantize/reconstruct.ipynb #6b326ae7
 _METHODS = ("rtn", "power", "adaround", "nupes")
 
 def _inputs(model, name, calib):
