@@ -108,6 +108,12 @@ def test_no_public_name_equals_its_module():
         assert module.stem not in names, module
 
 
+def test_test_files_have_names_of_their_own():
+    "pytest imports them by their bare names: two of one name in two folders cannot be collected together."
+    names = [p.name for p in (ROOT/"tests").rglob("test_*.py")]
+    assert sorted({n for n in names if names.count(n) > 1}) == []
+
+
 def test_imports_point_one_way():
     "A part imports what stands above it, never below, and no part imports the testbed or the book."
     order = ["divergence", "optim", "language", "classify", "distill", "select", "align", "quantize", "nas", "trace", "structured"]
