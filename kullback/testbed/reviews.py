@@ -172,6 +172,7 @@ def read_reviews(
     vader = dict(zip(lexicon["token"], lexicon["mean"]))
     return [words_of(t) for t in movie["text"]], movie["label"][:], vader, dict(afinn), bundles
 
+# %% ../../nbs/testbed/reviews.ipynb #b0d70554
 @dataclass(frozen=True)
 class ReviewBed:
     "Texts, prompts, rewards: what a policy is trained and judged on."
@@ -281,6 +282,7 @@ def digest(
         seen.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()
 
+# %% ../../nbs/testbed/reviews.ipynb #3f451c43
 def _kept(path:Path, about:str)->dict[str, Tensor]|None:
     "The tensors of a file, or None with the reason said aloud."
     if not path.is_file(): return None
@@ -293,6 +295,7 @@ def _kept(path:Path, about:str)->dict[str, Tensor]|None:
     say(f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}) is refused: {reason}")
     return None
 
+# %% ../../nbs/testbed/reviews.ipynb #401d6818
 def remembered(
     kind:str, # first word of the file's name
     key:dict, # everything the result depends on
@@ -346,6 +349,7 @@ class ReviewLM(GRULM):
         logits[..., [PAD, UNK]] = -1e9
         return logits, state
 
+# %% ../../nbs/testbed/reviews.ipynb #7361db62
 def lm_labels(
     tokens:Tensor, # (B, T) rows
 )->Tensor: # (B, T) with −100 on start, padding and unknown words
