@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from ..divergence.checks import check_same_shape, require
@@ -72,6 +72,11 @@ def _check_cov(cov):
         raise ValueError(f"cov must be (d, d), got {tuple(cov.shape)}")
     return len(cov)
 
+def _covariance(rows):
+    "(d, d) of points (n, d); torch.cov mixes devices under fake tensors."
+    centred = rows - rows.mean(0)
+    return centred.mT @ centred/(len(rows) - 1)
+
 # %% ../../nbs/quantize/rotate.ipynb #3137cbb1
 def log_qsur(
     cov:Tensor, # (d, d) Σ, positive definite
@@ -86,13 +91,14 @@ def log_qsur(
     lam, q = torch.linalg.eigh(cov)
     require(lam > d*torch.finfo(lam.dtype).eps*lam[-1:], "cov must be positive definite, got eigenvalue {bad}", lam)
     reach = cov.diagonal().sqrt() if extent == "box" else lam[-1].sqrt()*q[:, -1].abs()
-    reach = float(chi2.ppf(alpha, d))**.5*reach
+    square = 2*float(gammaincinv(d/2, alpha))               # χ²'s quantile; scipy.stats takes seconds to import
+    reach = square**.5*reach
     if mean is None: edge = 2*reach.max()
     else:
         check_same_shape(mean=mean, diagonal=cov.diagonal())
         edge = (mean + reach).max() - (mean - reach).min()
     ball = d/2*math.log(math.pi) - math.lgamma(d/2 + 1)
-    return ball + d/2*math.log(chi2.ppf(alpha, d)) + lam.log().sum()/2 - d*edge.log()
+    return ball + d/2*math.log(square) + lam.log().sum()/2 - d*edge.log()
 
 # %% ../../nbs/quantize/rotate.ipynb #1a0f9700
 def optimal_rotation(
@@ -108,8 +114,7 @@ def klt_hadamard(
     "Eigenvectors of the rows' covariance, then H: OSTQuant's start."
     rows = torch.cat([weights] if isinstance(weights, Tensor) else list(weights))
     if rows.ndim != 2 or len(rows) < 2: raise ValueError(f"need two rows (m, d) or more, got {tuple(rows.shape)}")
-    centred = rows - rows.mean(0)
-    return optimal_rotation(centred.mT @ centred/(len(rows) - 1)).mT
+    return optimal_rotation(_covariance(rows)).mT
 
 # %% ../../nbs/quantize/rotate.ipynb #fa6a784f
 def log_qsur_from_samples(
@@ -124,8 +129,7 @@ def log_qsur_from_samples(
     n, d = x.shape
     if n < 2 or (n <= d and shrinkage == 0):
         raise ValueError(f"{n} points in {d} dimensions span no ellipsoid: need n > d, or shrinkage")
-    centred = x - x.mean(0)
-    cov = centred.mT @ centred/(n - 1)
+    cov = _covariance(x)
     ridge = torch.eye(d, dtype=x.dtype, device=x.device)*cov.diagonal().mean()
     return log_qsur((1 - shrinkage)*cov + shrinkage*ridge, x.mean(0), extent, alpha)
 
