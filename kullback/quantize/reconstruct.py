@@ -63,17 +63,13 @@ def _pull(h, beta):
     return (1 - (2*h - 1).abs()**beta).sum()
 
 def _descend(leaves, rates, loss, n_steps, settle=None):
-    "Adam, β = (0.9, 0.999), on `loss(t)` for t from 0 to 1."
-    first, second = [[torch.zeros_like(x) for x in leaves] for _ in range(2)]
+    "Adam on `loss(t)` for t from 0 to 1; nothing but the leaves gets a gradient."
+    if not leaves: return
+    opt = torch.optim.Adam([dict(params=[x], lr=lr) for x, lr in zip(leaves, rates)])
     for step in range(n_steps):
-        grads = torch.autograd.grad(loss(step/n_steps), leaves)
-        with torch.no_grad():
-            for x, lr, m, v, grad in zip(leaves, rates, first, second, grads):
-                m.lerp_(grad, .1)
-                v.lerp_(grad.square(), .001)
-                size = (v/(1 - .999**(step + 1))).sqrt() + 1e-8
-                x -= lr*m/(1 - .9**(step + 1))/size
-            if settle is not None: settle()
+        for x, grad in zip(leaves, torch.autograd.grad(loss(step/n_steps), leaves)): x.grad = grad
+        opt.step()
+        if settle is not None: settle()
 
 def _objective(layer, x_fp, x_q, weight, height, beta, lam, batch_size, generator):
     "Eq. 2 at time t, over a random batch."
@@ -155,7 +151,7 @@ def nupes_reconstruct(
     def weight(t): return power_dequantize(latent.soft(t), scale, latent.a(), bits)
     loss, target = _objective(layer, x_fp, x_q, weight, latent.height, beta, lam, batch_size, generator)
     leaves = [latent.delta]*learn_codes + [latent.rho]*learn_exponent
-    _descend(leaves, [lr_codes]*learn_codes + [lr_exponent]*learn_exponent, loss, n_steps*bool(leaves), latent.settle)
+    _descend(leaves, [lr_codes]*learn_codes + [lr_exponent]*learn_exponent, loss, n_steps, latent.settle)
     end = (latent.hard().to(start.dtype), latent.a().detach())
     return _better(layer, x_q, target, scale, bits, (start, a), end)
 
@@ -173,16 +169,17 @@ class _Latent:
     def soft(self, t): return soft_round(self.u(), .05**t)
     def height(self, t): return self.u() - self.u().detach().floor()
 
+    @torch.no_grad()
     def settle(self):
         base = self.base()
         low, high = -self.n, self.n
         if self.neighbours: low, high = (base.floor().clamp(-self.n, self.n - 1) + i for i in (0, 1))
         self.delta.copy_((base + self.delta).clamp(low, high) - base)
 
+    @torch.no_grad()
     def hard(self):
-        with torch.no_grad():
-            self.settle()
-            return self.u().round().clamp(-self.n, self.n)
+        self.settle()
+        return self.u().round().clamp(-self.n, self.n)
 
 # %% ../../nbs/quantize/reconstruct.ipynb #6b326ae7
 _METHODS = ("rtn", "power", "adaround", "nupes")
