@@ -55,13 +55,12 @@ _RETRACTIONS = {"qr": qr_retraction, "cayley": _cayley_retraction}
 @torch.no_grad()
 def _stiefel_step(x, state, lr, betas, retraction, eps):
     "Eq. 4 on one parameter, in place."
-    curved, g = x.ndim > 1, x.grad
-    if curved: g = stiefel_project_tangent(x, g)
-    if not state: state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=0*(g*g).sum((-2, -1), True)
-                               if curved else torch.zeros_like(g))
+    curved = x.ndim > 1
+    g = stiefel_project_tangent(x, x.grad) if curved else x.grad
+    square = (g*g).sum((-2, -1), keepdim=True) if curved else g*g
+    if not state: state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(square))
     state["step"] += 1
     fix1, fix2 = (1 - b**state["step"] for b in betas)
-    square = (g*g).sum((-2, -1), keepdim=True) if curved else g*g
     state["exp_avg"].lerp_(g, 1 - betas[0])
     state["exp_avg_sq"].lerp_(square, 1 - betas[1])
     move = -lr*(state["exp_avg"]/fix1)/((state["exp_avg_sq"]/fix2).sqrt() + eps)
