@@ -6,7 +6,6 @@
 __all__ = ['linear_divergence', 'linear_cross_entropy', 'linear_token_logps']
 
 # %% ../../nbs/divergence/fused.ipynb #4
-import math
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -53,16 +52,16 @@ def _reverse_tile(z:Tensor, t:Tensor)->Tensor:
 
 def _js_tile(z:Tensor, t:Tensor)->Tensor:
     "Twice JS, as the registry's `js`; z becomes p·(a − E_p a)."
-    p, q, s = _two_logps(z, t)
-    torch.sub(p, q, out=s)
-    p.exp_(), q.exp_()
-    a = s.sigmoid().clamp_min_(torch.finfo(s.dtype).tiny).log_().add_(math.log(2))
-    value = q.mul_(torch.sub(a, s, out=s).clamp_max_(math.log(2))).sum(-1)
-    mean = torch.mul(p, a, out=s).sum(-1)
+    p, q, tiny = torch.softmax(z, -1), torch.softmax(t, -1), torch.finfo(z.dtype).tiny
+    m = torch.lerp(p, q, .5, out=t).clamp_min_(tiny)
+    b = torch.div(q, m, out=z).clamp_min_(tiny).log_()
+    value = b.mul_(q).sum(-1)/q.sum(-1)
+    a = torch.div(p, m, out=t).clamp_min_(tiny).log_()
+    mean = torch.mul(p, a, out=z).sum(-1)/p.sum(-1)
     torch.mul(p, a.sub_(mean[:, None]), out=z)
     return value + mean
 
-# %% ../../nbs/divergence/fused.ipynb #15
+# %% ../../nbs/divergence/fused.ipynb #17
 def _label_tile(z:Tensor, y:Tensor)->Tensor:
     "−log p_y; z becomes p − onehot(y)."
     logp = torch.log_softmax(z, -1)
@@ -70,7 +69,7 @@ def _label_tile(z:Tensor, y:Tensor)->Tensor:
     torch.exp(logp, out=z).scatter_(-1, y[:, None], label.expm1())       # p_y − 1 without cancellation
     return -label[:, 0]
 
-# %% ../../nbs/divergence/fused.ipynb #17
+# %% ../../nbs/divergence/fused.ipynb #19
 class _Plan(NamedTuple):
     "What a sweep does: which formula, at which temperature, how many tokens at a time."
     tile:Callable # (z, target) -> values; leaves the gradient in z
@@ -78,7 +77,7 @@ class _Plan(NamedTuple):
     chunk:int # tokens whose logits exist at once
     rows:int # tokens whose elementwise temporaries exist at once
 
-# %% ../../nbs/divergence/fused.ipynb #18
+# %% ../../nbs/divergence/fused.ipynb #20
 def _sweep(
     plan:_Plan,
     row_weight:Tensor, # (N,) w of Eq. 2
@@ -103,7 +102,7 @@ def _sweep(
         if need[1]: _add_product_(grad_weight, z.T, hidden[rows])
     return values, grad_hidden, grad_weight
 
-# %% ../../nbs/divergence/fused.ipynb #19
+# %% ../../nbs/divergence/fused.ipynb #21
 def _project(buffer:Tensor, hidden:Tensor, weight:Tensor, plan:_Plan)->Tensor:
     "Logits of one chunk over the temperature, written into the buffer."
     return buffer[:len(hidden)].addmm_(hidden, weight.T, beta=0, alpha=1/plan.temperature)
@@ -124,7 +123,7 @@ def _tiles(plan:_Plan, z:Tensor, t:Tensor, scale:Tensor, values:Tensor)->None:
         wide.mul_(scale[rows, None])
         if wide.dtype != z.dtype: z[rows] = wide
 
-# %% ../../nbs/divergence/fused.ipynb #21
+# %% ../../nbs/divergence/fused.ipynb #23
 class _Fused(torch.autograd.Function):
     "Σ w·value, or w·value, of a head; gradients reach hidden and weight."
     @staticmethod
@@ -149,7 +148,7 @@ class _Fused(torch.autograd.Function):
         if twice: grads = [g if g is None else _Once.apply(g, *ctx.saved_tensors[1:3]) for g in grads]
         return None, None, None, None, *grads, *[None for _ in ctx.needs_input_grad[6:]]
 
-# %% ../../nbs/divergence/fused.ipynb #23
+# %% ../../nbs/divergence/fused.ipynb #25
 class _Once(torch.autograd.Function):
     "A gradient that refuses to be differentiated."
     @staticmethod
@@ -159,7 +158,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx, _):
         raise RuntimeError("a fused head has no second derivative: take the plain loss on logits for that")
 
-# %% ../../nbs/divergence/fused.ipynb #25
+# %% ../../nbs/divergence/fused.ipynb #27
 def _head(hidden:Tensor, weight:Tensor, who:str="")->tuple[Tensor, Tensor]:
     "A head's two tensors, checked, in the type that the products run in."
     shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
@@ -201,7 +200,7 @@ def _fused(tile, hidden, weight, target, mask, reduction, chunk, temperature=1.)
     scalar = reduction != "none"
     return _Fused.apply(plan, row_weight, scalar, scalar and torch.is_grad_enabled(), hidden, weight, *target)
 
-# %% ../../nbs/divergence/fused.ipynb #26
+# %% ../../nbs/divergence/fused.ipynb #28
 _TILES = {"forward_kl": _forward_tile, "reverse_kl": _reverse_tile, "js": _js_tile}
 
 def _tile_of(divergence:str|FDivergence, alpha:float|None)->Callable:
@@ -233,7 +232,7 @@ def linear_divergence(
                          f"teacher {len(target[0])} and {len(target[1])}")
     return _fused(_tile_of(divergence, alpha), hidden, weight, target, mask, reduction, chunk, temperature)
 
-# %% ../../nbs/divergence/fused.ipynb #27
+# %% ../../nbs/divergence/fused.ipynb #29
 def linear_cross_entropy(
     hidden:Tensor, # (N, D)
     weight:Tensor, # (V, D)

@@ -180,6 +180,33 @@ def test_backward_twice_and_accumulation():
     for x, g in zip((h, W), once): assert_close(x.grad, .3*g, **EXACT)
 
 
+def test_js_in_float32():
+    "Near, apart and equal: no worse than the registry, whose log-softmax is off by the sum of a wide softmax."
+    g = torch.Generator().manual_seed(0)
+    wide, other = (3*torch.randn(16, 2**15, generator=g) for _ in range(2))
+    for t in (other, wide + .1*other, 3*other):
+        exact, low = wide.double(), wide.clone()
+        value = module._any_tile(exact, t.double(), get_f_divergence("js"))
+        assert_close(module._js_tile(low, t.clone()).double(), value, rtol=0, atol=6e-7)
+        assert (low - exact).norm() < 1e-4*exact.norm()
+    same = wide.clone()
+    assert not module._js_tile(same, wide.clone()).any() and not same.any()
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "js"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_at_log_ratios_of_ten_thousand(name, dtype):
+    "One class up, one down by 10⁴ nats, either way round: finite, and the registry's."
+    z = torch.zeros(2, 5, dtype=dtype)
+    z[0, 0], z[0, 1], z[1, 0], z[1, 1] = 1e4, -1e4, -1e4, 1e4
+    for a, b in ((z, 0*z), (0*z, z), (z, -z), (z, z)):
+        exact, low = a.to(torch.float64, copy=True), a.clone()
+        value = module._any_tile(exact, b.to(torch.float64, copy=True), get_f_divergence(name))
+        assert_close(module._TILES[name](low, b.clone()).double(), value, rtol=1e-6, atol=1e-6)
+        assert low.isfinite().all()
+        assert_close(low.double(), exact, rtol=0, atol=2e4*torch.finfo(dtype).eps)       # two places of a log-ratio
+
+
 def test_a_recomputation_notices_changed_inputs():
     for changed in range(4):
         parts = heads()
