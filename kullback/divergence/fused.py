@@ -144,7 +144,7 @@ class _Fused(torch.autograd.Function):
                 row_weight, hidden, weight, *target = ctx.saved_tensors
                 need = ctx.needs_input_grad[4:6]
                 _, *grads = _sweep(ctx.plan, row_weight*grad_output, hidden, weight, target, need)
-            else: grads = [g if g is None else g.mul_(grad_output) for g in grads]
+            else: grads = [g if g is None else g.mul_(grad_output[..., None]) for g in grads]
         if twice: grads = [g if g is None else _Once.apply(g, *ctx.saved_tensors[1:3]) for g in grads]
         return None, None, None, None, *grads, *[None for _ in ctx.needs_input_grad[6:]]
 
@@ -198,7 +198,8 @@ def _fused(tile, hidden, weight, target, mask, reduction, chunk, temperature=1.)
         row_weight = row_weight/row_weight.sum()
     plan = _Plan(tile, temperature, *_sizes(chunk, len(weight), hidden.device))
     scalar = reduction != "none"
-    return _Fused.apply(plan, row_weight, scalar, scalar and torch.is_grad_enabled(), hidden, weight, *target)
+    eager = torch.is_grad_enabled() and (scalar or not weight.requires_grad)
+    return _Fused.apply(plan, row_weight, scalar, eager, hidden, weight, *target)
 
 # %% ../../nbs/divergence/fused.ipynb #28
 _TILES = {"forward_kl": _forward_tile, "reverse_kl": _reverse_tile, "js": _js_tile}

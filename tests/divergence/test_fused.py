@@ -180,6 +180,21 @@ def test_backward_twice_and_accumulation():
     for x, g in zip((h, W), once): assert_close(x.grad, .3*g, **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_frozen_head_gives_each_token_its_own_factor(dtype):
+    h, W, th, tW = heads(dtype=dtype)
+    mask, weights = torch.arange(N) % 3 != 1, torch.linspace(-1, 2, N, dtype=torch.float64)
+    tol = EXACT if dtype == torch.float64 else dict(rtol=2e-2, atol=2e-2)
+    for loss in (partial(linear_divergence, teacher_hidden=th, teacher_weight=tW, divergence="js", mask=mask),
+                 partial(linear_cross_entropy, labels=torch.arange(N).masked_fill(~mask, -100))):
+        loss = partial(loss, reduction="none", chunk=4)
+        full = gradients(loss, h, W, weights=weights)
+        leaf = h.clone().requires_grad_()
+        value = (loss(leaf, W)*weights).sum()
+        for _ in range(2): value.backward(retain_graph=True)              # the second time swept again
+        assert_close(leaf.grad, 2*full[1], **tol)
+
+
 def test_js_in_float32():
     "Near, apart and equal: no worse than the registry, whose log-softmax is off by the sum of a wide softmax."
     g = torch.Generator().manual_seed(0)
@@ -210,7 +225,7 @@ def test_tiles_at_log_ratios_of_ten_thousand(name, dtype):
 def test_a_recomputation_notices_changed_inputs():
     for changed in range(4):
         parts = heads()
-        parts[0].requires_grad_()
+        for x in parts[:2]: x.requires_grad_()
         loss = linear_divergence(*parts, reduction="none").sum()
         with torch.no_grad(): parts[changed].mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"): loss.backward()
@@ -339,6 +354,9 @@ def test_the_buffers_are_reused():
         assert seen.count == products*3
     with torch.no_grad(), Products() as seen: linear_divergence(*parts, chunk=4)
     assert seen.count == 2*3
+    parts[1].requires_grad_(False)                                        # a frozen head: nothing is swept twice
+    with Products() as seen: linear_divergence(*parts, reduction="none", chunk=4).sum().backward()
+    assert seen.count == 3*3
 
 
 def refusals():
