@@ -8,11 +8,14 @@ __all__ = ['DKMLinear', 'DKMWeight', 'depalettize', 'palettize', 'palettized_bit
            'unpack_bits', 'unpack_model', 'companding_distortion', 'optimal_exponent', 'power_dequantize',
            'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize', 'QuantizedLayer',
            'adaround', 'nupes_reconstruct', 'reconstruct_model', 'soft_round', 'hadamard', 'klt_hadamard', 'log_qsur',
-           'log_qsur_from_samples', 'optimal_rotation', 'random_hadamard', 'random_orthogonal', 'smooth_scales', 'dkm',
-           'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn',
-           'uniform_codes', 'uniform_values']
+           'log_qsur_from_samples', 'optimal_rotation', 'random_hadamard', 'random_orthogonal', 'OSTransform',
+           'smooth_scales', 'quantized_activations', 'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize',
+           'quant_params', 'round_ste', 'rtn', 'uniform_codes', 'uniform_values']
 
 # %% ../../nbs/quantize/index.ipynb #398b53b0
+from .activations import quantized_activations
+from .box import (hadamard, klt_hadamard, log_qsur, log_qsur_from_samples, optimal_rotation, random_hadamard,
+                                   random_orthogonal)
 from .cluster import DKMLinear, DKMWeight, depalettize, palettize, palettized_bits
 from .kept import SavedTensorCompressor, tensor_saved_bytes
 from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform, save_packed,
@@ -20,8 +23,7 @@ from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform
 from .power import (companding_distortion, optimal_exponent, power_dequantize, power_exponent_search,
                                      power_fake_quantize, power_levels, power_quantize)
 from .reconstruct import QuantizedLayer, adaround, nupes_reconstruct, reconstruct_model, soft_round
-from .rotate import (hadamard, klt_hadamard, log_qsur, log_qsur_from_samples, optimal_rotation,
-                                      random_hadamard, random_orthogonal, smooth_scales)
+from .rotate import OSTransform, smooth_scales
 from .softmeans import dkm, dkm_attention, dkm_unique, kmeans_1d
 from .uniform import fake_quantize, quant_params, round_ste, rtn, uniform_codes, uniform_values
 
@@ -33,6 +35,6 @@ _all_ = ["DKMLinear", "DKMWeight", "depalettize", "palettize", "palettized_bits"
          "power_fake_quantize", "power_levels", "power_quantize",
          "QuantizedLayer", "adaround", "nupes_reconstruct", "reconstruct_model", "soft_round",
          "hadamard", "klt_hadamard", "log_qsur", "log_qsur_from_samples", "optimal_rotation",
-         "random_hadamard", "random_orthogonal", "smooth_scales",
+         "random_hadamard", "random_orthogonal", "OSTransform", "smooth_scales", "quantized_activations",
          "dkm", "dkm_attention", "dkm_unique", "kmeans_1d",
          "fake_quantize", "quant_params", "round_ste", "rtn", "uniform_codes", "uniform_values"]

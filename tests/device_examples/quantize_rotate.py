@@ -1,22 +1,29 @@
-"Examples for test_devices: rotations and the box."
+"Examples for test_devices: pairs that cancel, activations on a grid."
 from functools import partial
 
-import torch
+from kullback.language import DecoderConfig, DecoderLM
+from kullback.quantize import OSTransform, quantized_activations, smooth_scales
 
-from kullback.quantize import klt_hadamard, log_qsur, log_qsur_from_samples, optimal_rotation, smooth_scales
+
+def decoder(): return DecoderLM(DecoderConfig(7, 2, 8, 4, n_gqa_groups=2, qkv_multipliers=1., ffn_divisor=8, qk_norm=False))
 
 
-def cov(make): return make.leaf(torch.diag(torch.tensor([1., 2., 3., 5.])) + .1)
+def merged(make, **options):
+    model = decoder()
+    transform = OSTransform(model, **options)
+    return partial(transform.apply, dict(model.named_parameters()))
+
+
+def running(make, **options):
+    model, ids = decoder(), make.ids(7, 2, 5)
+
+    def call():
+        with quantized_activations(model, **options): return model(ids)
+    return call
 
 
 EXAMPLES = {
-    "optimal_rotation": lambda make: partial(optimal_rotation, cov(make)),
-    "klt_hadamard": lambda make: partial(klt_hadamard, [make.normal(9, 4), make.normal(3, 4)]),
-    "log_qsur": [lambda make: partial(log_qsur, cov(make)),
-                 lambda make: partial(log_qsur, cov(make), make.normal(4), "principal")],
-    "log_qsur_from_samples": lambda make: partial(log_qsur_from_samples, make.normal(9, 4), shrinkage=.1),
+    "OSTransform": [partial(merged, **how) for how in ({}, dict(start="klt", online=True), dict(start="identity", tied_qk=False))],
+    "quantized_activations": [partial(running, **how) for how in (dict(bits=4, kv_bits=4), dict(online=True))],
     "smooth_scales": lambda make: partial(smooth_scales, make.probs(4), make.probs(4)),
 }
-NO_GRADIENT = {}
-EXEMPT = {name: "a fresh matrix on the default device; its reader moves it" for name in
-          ("hadamard", "random_hadamard", "random_orthogonal")}
