@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DKMLinear', 'DKMWeight', 'depalettize', 'palettize', 'palettized_bits', 'SavedTensorCompressor', 'tensor_saved_bytes',
-           'Packed', 'load_packed', 'pack_bits', 'pack_palette', 'pack_uniform', 'save_packed', 'storage_row', 'unpack',
-           'unpack_bits', 'unpack_model', 'companding_distortion', 'optimal_exponent', 'power_dequantize',
-           'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize', 'QuantizedLayer',
-           'adaround', 'nupes_reconstruct', 'reconstruct_model', 'soft_round', 'hadamard', 'klt_hadamard', 'log_qsur',
-           'log_qsur_from_samples', 'optimal_rotation', 'random_hadamard', 'random_orthogonal', 'OSTransform',
-           'smooth_scales', 'quantized_activations', 'dkm', 'dkm_attention', 'dkm_unique', 'kmeans_1d', 'fake_quantize',
-           'quant_params', 'round_ste', 'rtn', 'uniform_codes', 'uniform_values']
+           'Packed', 'load_packed', 'pack_bits', 'pack_palette', 'pack_power', 'pack_uniform', 'save_packed',
+           'storage_row', 'unpack', 'unpack_bits', 'unpack_model', 'companding_distortion', 'optimal_exponent',
+           'power_dequantize', 'power_exponent_search', 'power_fake_quantize', 'power_levels', 'power_quantize',
+           'QuantizedLayer', 'adaround', 'nupes_reconstruct', 'reconstruct_model', 'soft_round', 'hadamard',
+           'klt_hadamard', 'log_qsur', 'log_qsur_from_samples', 'optimal_rotation', 'random_hadamard',
+           'random_orthogonal', 'OSTransform', 'smooth_scales', 'quantized_activations', 'dkm', 'dkm_attention',
+           'dkm_unique', 'kmeans_1d', 'fake_quantize', 'quant_params', 'round_ste', 'rtn', 'uniform_codes',
+           'uniform_values']
 
 # %% ../../nbs/quantize/index.ipynb #398b53b0
 from .activations import quantized_activations
@@ -18,7 +19,7 @@ from .box import (hadamard, klt_hadamard, log_qsur, log_qsur_from_samples, optim
                                    random_orthogonal)
 from .cluster import DKMLinear, DKMWeight, depalettize, palettize, palettized_bits
 from .kept import SavedTensorCompressor, tensor_saved_bytes
-from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_uniform, save_packed,
+from .packing import (Packed, load_packed, pack_bits, pack_palette, pack_power, pack_uniform, save_packed,
                                        storage_row, unpack, unpack_bits, unpack_model)
 from .power import (companding_distortion, optimal_exponent, power_dequantize, power_exponent_search,
                                      power_fake_quantize, power_levels, power_quantize)
@@ -29,7 +30,7 @@ from .uniform import fake_quantize, quant_params, round_ste, rtn, uniform_codes,
 
 _all_ = ["DKMLinear", "DKMWeight", "depalettize", "palettize", "palettized_bits",
          "SavedTensorCompressor", "tensor_saved_bytes",
-         "Packed", "load_packed", "pack_bits", "pack_palette", "pack_uniform", "save_packed",
+         "Packed", "load_packed", "pack_bits", "pack_palette", "pack_power", "pack_uniform", "save_packed",
          "storage_row", "unpack", "unpack_bits", "unpack_model",
          "companding_distortion", "optimal_exponent", "power_dequantize", "power_exponent_search",
          "power_fake_quantize", "power_levels", "power_quantize",

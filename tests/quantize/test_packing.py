@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 
 from kullback.quantize import (
     Packed,
+    QuantizedLayer,
     depalettize,
     kmeans_1d,
     load_packed,
     pack_bits,
     pack_palette,
+    pack_power,
     pack_uniform,
     palettize,
+    power_fake_quantize,
+    power_levels,
+    power_quantize,
     rtn,
     save_packed,
     storage_row,
@@ -55,6 +60,28 @@ def test_grids_return(how, bits):
     assert torch.equal(unpack(pack_uniform(w, bits, **how)), rtn(w, bits, **how))
 
 
+@pytest.mark.parametrize("dim", [None, 0, 1])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("a", [.37, 1.])
+def test_power_grids_return(a, bits, dim):
+    w, a = normal(6, 20).float(), torch.tensor(a)
+    codes, scale = power_quantize(w, a, bits, dim=dim)
+    packed = pack_power(codes, scale, a, bits)
+    assert torch.equal(unpack(packed), power_fake_quantize(w, a, bits, dim=dim))
+    assert torch.equal(unpack(packed), QuantizedLayer(codes, scale, a, bits).weight)
+    assert packed.tensors["codes"].numel() == math.ceil(120*bits/8) and packed.tensors["a"].numel() == 1
+
+
+def test_every_power_code():
+    for bits in (2, 3, 9):
+        n = 2**(bits - 1) - 1
+        packed = pack_power(torch.arange(-n, n + 1), torch.tensor(1.5), .6, bits)
+        assert torch.equal(unpack(packed), power_levels(torch.tensor(.6), bits, torch.tensor(1.5)))
+        for wrong in (n + 1, -n - 1):
+            with pytest.raises(ValueError, match="codes must lie in"): pack_power(torch.tensor([wrong]), torch.tensor(1.), .6, bits)
+    with pytest.raises(ValueError, match="integers, got torch.float32"): pack_power(torch.ones(2), torch.tensor(1.), .6, 3)
+
+
 def test_the_row_counts_what_is_stored():
     w, norm = normal(16, 64).bfloat16(), torch.ones(64)
     model = {"a": pack_palette(w, kmeans_1d(w.flatten(), 8)[0]), "b": pack_uniform(w, 4, False, group_size=32), "norm": norm}
@@ -71,7 +98,7 @@ def same(a, b):
 def test_file_returns_the_model(tmp_path):
     w = normal(6, 8).bfloat16()
     model = {"a": pack_palette(w, kmeans_1d(w.flatten(), 4)[0]), "b.weight": pack_uniform(w, 3, False, group_size=4),
-             "pair": pack_palette(w, normal(5, 2)), "norm": torch.ones(3)}
+             "pair": pack_palette(w, normal(5, 2)), "bent": pack_power(*power_quantize(w, .4, 3, dim=0), .4, 3), "norm": torch.ones(3)}
     save_packed(tmp_path/"m.safetensors", model)
     back = load_packed(tmp_path/"m.safetensors")
     assert same(unpack_model(model), unpack_model(back)) and back["b.weight"].group_size == 4
