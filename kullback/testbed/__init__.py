@@ -6,8 +6,9 @@
 __all__ = ['Bundle', 'catalog', 'class_noise', 'load', 'long_tail_counts', 'make_long_tail', 'split', 'CATALOG', 'DataError',
            'Histories', 'Images', 'Vectors', 'matrix', 'MLP', 'SmallCNN', 'StackedMLP', 'init_linear_', 'pick_device',
            'epoch_batches', 'train', 'train_stacked', 'ReviewBed', 'ReviewLM', 'align_policy', 'make_pairs', 'train_lm',
-           'Interval', 'bootstrap_mean', 'paired_t', 'Claim', 'Claims', 'equivalent', 'exact', 'find_notebook',
-           'find_root', 'greater', 'less', 'read_claims', 'verdict']
+           'Original', 'image_original', 'judge', 'language_original', 'pack_weights', 'rows_text', 'storage_and_loss',
+           'stored', 'Interval', 'bootstrap_mean', 'paired_t', 'Claim', 'Claims', 'equivalent', 'exact',
+           'find_notebook', 'find_root', 'greater', 'less', 'read_claims', 'verdict']
 
 # %% ../../nbs/testbed/index.ipynb #3
 from importlib import import_module
@@ -17,12 +18,14 @@ _names = dict(
     sources=["CATALOG"], routes=["DataError"], formats=["Histories", "Images", "Vectors", "matrix"],
     nets=["MLP", "SmallCNN", "StackedMLP", "init_linear_", "pick_device"], loops=["epoch_batches", "train", "train_stacked"],
     reviews=["ReviewBed", "ReviewLM", "align_policy", "make_pairs", "train_lm"],
+    originals=["Original", "image_original", "judge", "language_original", "pack_weights", "rows_text", "storage_and_loss", "stored"],
     intervals=["Interval", "bootstrap_mean", "paired_t"],
     claims=["Claim", "Claims", "equivalent", "exact", "find_notebook", "find_root", "greater", "less", "read_claims", "verdict"])
 _homes = {name: module for module, names in _names.items() for name in names}
 _all_ = ["Bundle", "catalog", "class_noise", "load", "long_tail_counts", "make_long_tail", "split", "CATALOG", "DataError",
          "Histories", "Images", "Vectors", "matrix", "MLP", "SmallCNN", "StackedMLP", "init_linear_", "pick_device", "epoch_batches",
-         "train", "train_stacked", "ReviewBed", "ReviewLM", "align_policy", "make_pairs", "train_lm", "Interval", "bootstrap_mean", "paired_t", "Claim", "Claims", "equivalent", "exact",
+         "train", "train_stacked", "ReviewBed", "ReviewLM", "align_policy", "make_pairs", "train_lm", "Original", "image_original", "judge", "language_original",
+         "pack_weights", "rows_text", "storage_and_loss", "stored", "Interval", "bootstrap_mean", "paired_t", "Claim", "Claims", "equivalent", "exact",
          "find_notebook", "find_root", "greater", "less", "read_claims", "verdict"]
 
 def __getattr__(name):
