@@ -4,13 +4,23 @@
 
 # %% auto #0
 __all__ = ['Choices', 'Entangled', 'EntangledDecoder', 'EntangledGain', 'entangle_', 'sliced_state', 'EntangledConv2d',
-           'EntangledLayerNorm', 'EntangledLinear', 'PaddedLayerNorm', 'combine_alphas', 'mix_weights', 'slice_mask']
+           'EntangledLayerNorm', 'EntangledLinear', 'PaddedLayerNorm', 'combine_alphas', 'mix_weights', 'slice_mask',
+           'dirichlet_alpha', 'dirichlet_anchor_kl', 'gumbel_hard', 'softmax_alpha', 'sparsemax', 'uniform_one_hot',
+           'SearchResult', 'TabularBenchmark', 'derived_choice', 'inherited_score', 'kendall_tau', 'one_hot_alphas',
+           'search_choices', 'search_single_stage', 'search_spos']
 
 # %% ../../nbs/nas/index.ipynb #fa1ca948
 from .attach import Choices, Entangled, EntangledDecoder, EntangledGain, entangle_, sliced_state
 from .entangle import (EntangledConv2d, EntangledLayerNorm, EntangledLinear, PaddedLayerNorm, combine_alphas,
                                    mix_weights, slice_mask)
+from .samplers import (dirichlet_alpha, dirichlet_anchor_kl, gumbel_hard, softmax_alpha, sparsemax,
+                                   uniform_one_hot)
+from .search import (SearchResult, TabularBenchmark, derived_choice, inherited_score, kendall_tau,
+                                 one_hot_alphas, search_choices, search_single_stage, search_spos)
 
 _all_ = ["Choices", "Entangled", "EntangledDecoder", "EntangledGain", "entangle_", "sliced_state",
          "EntangledConv2d", "EntangledLayerNorm", "EntangledLinear", "PaddedLayerNorm", "combine_alphas",
-         "mix_weights", "slice_mask"]
+         "mix_weights", "slice_mask",
+         "dirichlet_alpha", "dirichlet_anchor_kl", "gumbel_hard", "softmax_alpha", "sparsemax", "uniform_one_hot",
+         "SearchResult", "TabularBenchmark", "derived_choice", "inherited_score", "kendall_tau", "one_hot_alphas",
+         "search_choices", "search_single_stage", "search_spos"]
