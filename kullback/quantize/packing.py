@@ -166,7 +166,7 @@ def save_packed(
         if ":" in name: raise ValueError(f"names hold no colon, got {name!r}")
         if isinstance(item, Packed):
             spec[name] = dict(kind=item.kind, shape=list(item.shape), bits=item.bits, group_size=item.group_size)
-            tensors |= {f"{name}:{part}": t.detach().cpu().contiguous() for part, t in item.tensors.items()}
+            tensors |= {f"{name}:{part}": t.detach().cpu().contiguous().clone() for part, t in item.tensors.items()}
         else: tensors[name] = item.detach().cpu().contiguous().clone()
     text = json.dumps(spec, sort_keys=True)
     save_file(tensors, str(path), {"format": _FORMAT, "packed": text, "sha256": _digest(tensors, text)})

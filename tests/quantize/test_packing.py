@@ -105,6 +105,13 @@ def test_file_returns_the_model(tmp_path):
     assert storage_row(back) == storage_row(model)
 
 
+def test_parts_may_be_shared(tmp_path):
+    w, a, scale = normal(3, 4).float(), torch.tensor(.6), torch.tensor(2.)
+    model = {k: pack_power(power_quantize(w, a, 3, scale)[0], scale, a, 3) for k in "uv"} | {"w": w, "same": w}
+    save_packed(tmp_path/"m.safetensors", model)
+    assert same(unpack_model(model), unpack_model(load_packed(tmp_path/"m.safetensors")))
+
+
 def test_every_flipped_bit_and_every_cut(tmp_path):
     "Refused, or a bit that says nothing (a space of the header): never other contents."
     path, other = tmp_path/"m.safetensors", tmp_path/"n.safetensors"
