@@ -6,7 +6,7 @@
 __all__ = ['one_hot_alphas', 'derived_choice', 'SearchResult', 'search_single_stage', 'search_choices', 'search_spos',
            'inherited_score', 'TabularBenchmark', 'kendall_tau']
 
-# %% ../../nbs/nas/search.ipynb #e466aa64
+# %% ../../nbs/nas/search.ipynb #b6fbeb20
 import hashlib
 import inspect
 import json
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_positive
 from .samplers import dirichlet_anchor_kl, uniform_one_hot
 
-# %% ../../nbs/nas/search.ipynb #90c4752b
+# %% ../../nbs/nas/search.ipynb #bfd61e9d
 def one_hot_alphas(
     choices:Mapping[str, Sequence], # name → candidates
     choice:Mapping, # name → one of them
@@ -46,7 +46,7 @@ def derived_choice(
     "The heaviest candidate of every choice."
     return {name: candidates[int(alphas[name].argmax())] for name, candidates in choices.items()}
 
-# %% ../../nbs/nas/search.ipynb #f97c2e62
+# %% ../../nbs/nas/search.ipynb #f7e8d6bd
 @dataclass(frozen=True)
 class SearchResult:
     "The architecture that was found, and the way there."
@@ -91,7 +91,7 @@ def _mean_loss(losses:list, epoch:int)->float:
     if not math.isfinite(mean): raise ValueError(f"the loss is {mean} in epoch {epoch}: a smaller learning rate?")
     return mean
 
-# %% ../../nbs/nas/search.ipynb #b02700a4
+# %% ../../nbs/nas/search.ipynb #517fb743
 def _drawing(sampler:Callable, generator:torch.Generator|None)->Callable:
     "(β, τ) → α, with what the sampler asks for."
     asked = inspect.signature(sampler).parameters
@@ -138,7 +138,7 @@ def search_single_stage(
                                 weight_steps=steps, arch_steps=steps, evaluations=0))
     return SearchResult(history[-1]["choice"], now, history)
 
-# %% ../../nbs/nas/search.ipynb #8b08c330
+# %% ../../nbs/nas/search.ipynb #33c07a28
 def _child(parents:list, sizes:list, pick:Callable)->tuple:
     "Two parents crossed, or one with one gene changed."
     a, b = (parents[pick(len(parents))] for _ in range(2))
@@ -174,7 +174,7 @@ def search_choices(
         out.append((choice, known[genes]))
     return out
 
-# %% ../../nbs/nas/search.ipynb #3f54ddea
+# %% ../../nbs/nas/search.ipynb #5e925c9d
 def search_spos(
     supernet:nn.Module, # as in `search_single_stage`; trained in place
     loaders:tuple, # training and validation half
@@ -188,7 +188,7 @@ def search_spos(
     optimizer:str="sgd", # "sgd" or "adamw"
     weight_decay:float=5e-4,
     score:Callable|None=None, # (outputs, y) → mean of a batch, higher is better; −loss if not given
-    anytime:bool=False, # choose after every epoch, not only the last
+    anytime:int=0, # choose after every so many epochs as well; 0: after the last alone
 )->SearchResult:
     "Train on random architectures, then choose by evaluation."
     (train, valid), choices, weights = loaders, _choices(supernet), list(supernet.parameters())
@@ -205,7 +205,7 @@ def search_spos(
                 alphas = {k: uniform_one_hot(len(c), generator).to(weights[0]) for k, c in choices.items()}
                 losses.append(_step(opt, loss(supernet(x, alphas), y), weights)); schedule.step()
         entry = dict(choice=None, loss=_mean_loss(losses, epoch), weight_steps=(epoch + 1)*len(train), arch_steps=0)
-        if anytime or epoch == epochs - 1:
+        if epoch == epochs - 1 or (anytime and (epoch + 1) % anytime == 0):
             evaluate = lambda choice: inherited_score(supernet, choice, valid, judge)
             seen = search_choices(choices, evaluate, budget, strategy, proposals)
             entry["choice"] = max(seen, key=lambda pair: pair[1])[0]
@@ -225,7 +225,7 @@ def inherited_score(
         parts = [(score(supernet(x, alphas), y), len(x)) for x, y in loader]
     return float(sum(s*n for s, n in parts)/sum(n for _, n in parts))
 
-# %% ../../nbs/nas/search.ipynb #10682c47
+# %% ../../nbs/nas/search.ipynb #4ef7b1d5
 class _Table:
     "Architectures and what is known of each; the storage of `TabularBenchmark`."
     def __init__(self,
@@ -260,7 +260,7 @@ class _Table:
         if arch not in self: raise ValueError(f"no architecture {arch!r} among the {len(self)}")
         return self.means[self.key(arch)]
 
-# %% ../../nbs/nas/search.ipynb #844940be
+# %% ../../nbs/nas/search.ipynb #39b47033
 class TabularBenchmark(_Table):
     "Architecture → metrics, each a mean over the seeds it was trained with; `table`, `names`, `lower`, `about`."
     def _signed(self, metric:str|None)->dict: # architecture → mean, more is better
@@ -298,10 +298,14 @@ class TabularBenchmark(_Table):
         if not 1 <= draws <= N: raise ValueError(f"draws must lie in 1..{N}, got {draws}")
         return sum((values[0] - v)*math.comb(N - i, draws - 1) for i, v in enumerate(values, 1))/math.comb(N, draws)
 
+    def checksum(self)->str: # sha256 over the rows
+        "What `save` writes and `load` asks for."
+        return hashlib.sha256("\n".join(_rows(self.table.items())).encode()).hexdigest()
+
     def save(self, path:str|Path)->None:
-        "As JSON, a row a line, with a checksum over the rows."
-        rows = [json.dumps([arch, m], ensure_ascii=False) for arch, m in self.table.items()]
-        head = dict(names=self.names, lower=self.lower, about=self.about, sha256=_checksum(rows))
+        "As JSON, a row a line, with its checksum."
+        rows = _rows(self.table.items())
+        head = dict(names=self.names, lower=self.lower, about=self.about, sha256=self.checksum())
         text = json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
         Path(path).write_text(text, encoding="utf-8")
 
@@ -309,14 +313,14 @@ class TabularBenchmark(_Table):
     def load(cls, path:str|Path)->"TabularBenchmark":
         "What `save` wrote; refused if a row has changed."
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows = [json.dumps(row, ensure_ascii=False) for row in data["rows"]]
-        if _checksum(rows) != data["sha256"]: raise ValueError(f"{Path(path).name}: rows have {_checksum(rows)}, not {data['sha256']}")
         tupled = lambda arch: tuple(arch) if isinstance(arch, list) else arch
-        return cls({tupled(arch): m for arch, m in data["rows"]}, data["names"], data["lower"], data["about"])
+        found = cls({tupled(arch): m for arch, m in data["rows"]}, data["names"], data["lower"], data["about"])
+        if found.checksum() != data["sha256"]: raise ValueError(f"{Path(path).name}: rows have {found.checksum()}, not {data['sha256']}")
+        return found
 
-def _checksum(rows:list)->str: return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+def _rows(items:Iterable)->list: return [json.dumps(pair, ensure_ascii=False) for pair in items]
 
-# %% ../../nbs/nas/search.ipynb #f3eb1c65
+# %% ../../nbs/nas/search.ipynb #6ea63049
 def kendall_tau(
     a:Tensor|Sequence, # (n,) scores
     b:Tensor|Sequence, # (n,) scores of the same things

@@ -78,8 +78,10 @@ def test_weights_never_see_the_validation_half():
 
 
 def test_evaluations_are_counted():
-    found = search_spos(Twice(), halves(), 3, 1e-3, 2, "evolution", gen(), loss=F.mse_loss, anytime=True)
+    found = search_spos(Twice(), halves(), 3, 1e-3, 2, "evolution", gen(), loss=F.mse_loss, anytime=1)
     assert [h["evaluations"] for h in found.history] == [2, 4, 6] and len(found.scores) == 2
+    found = search_spos(Twice(), halves(), 5, 1e-3, 2, generator=gen(), loss=F.mse_loss, anytime=2)
+    assert [h["evaluations"] for h in found.history] == [0, 2, 2, 4, 6]
     found = search_spos(Twice(), halves(), 3, 1e-3, 2, generator=gen(), loss=F.mse_loss)
     assert [(h["evaluations"], h["choice"] is None) for h in found.history] == [(0, True), (0, True), (2, False)]
 
