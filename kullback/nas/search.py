@@ -6,7 +6,7 @@
 __all__ = ['one_hot_alphas', 'derived_choice', 'SearchResult', 'search_single_stage', 'search_choices', 'search_spos',
            'inherited_score', 'TabularBenchmark', 'kendall_tau']
 
-# %% ../../nbs/nas/search.ipynb #b6fbeb20
+# %% ../../nbs/nas/search.ipynb #5a6ac7b9
 import hashlib
 import inspect
 import json
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..divergence.checks import check_positive
 from .samplers import dirichlet_anchor_kl, uniform_one_hot
 
-# %% ../../nbs/nas/search.ipynb #bfd61e9d
+# %% ../../nbs/nas/search.ipynb #5a9af579
 def one_hot_alphas(
     choices:Mapping[str, Sequence], # name → candidates
     choice:Mapping, # name → one of them
@@ -46,7 +46,7 @@ def derived_choice(
     "The heaviest candidate of every choice."
     return {name: candidates[int(alphas[name].argmax())] for name, candidates in choices.items()}
 
-# %% ../../nbs/nas/search.ipynb #f7e8d6bd
+# %% ../../nbs/nas/search.ipynb #a3145a06
 @dataclass(frozen=True)
 class SearchResult:
     "The architecture that was found, and the way there."
@@ -91,7 +91,7 @@ def _mean_loss(losses:list, epoch:int)->float:
     if not math.isfinite(mean): raise ValueError(f"the loss is {mean} in epoch {epoch}: a smaller learning rate?")
     return mean
 
-# %% ../../nbs/nas/search.ipynb #517fb743
+# %% ../../nbs/nas/search.ipynb #aec08fe3
 def _drawing(sampler:Callable, generator:torch.Generator|None)->Callable:
     "(β, τ) → α, with what the sampler asks for."
     asked = inspect.signature(sampler).parameters
@@ -138,7 +138,7 @@ def search_single_stage(
                                 weight_steps=steps, arch_steps=steps, evaluations=0))
     return SearchResult(history[-1]["choice"], now, history)
 
-# %% ../../nbs/nas/search.ipynb #33c07a28
+# %% ../../nbs/nas/search.ipynb #b1e90e98
 def _child(parents:list, sizes:list, pick:Callable)->tuple:
     "Two parents crossed, or one with one gene changed."
     a, b = (parents[pick(len(parents))] for _ in range(2))
@@ -174,7 +174,7 @@ def search_choices(
         out.append((choice, known[genes]))
     return out
 
-# %% ../../nbs/nas/search.ipynb #5e925c9d
+# %% ../../nbs/nas/search.ipynb #bd4f57a0
 def search_spos(
     supernet:nn.Module, # as in `search_single_stage`; trained in place
     loaders:tuple, # training and validation half
@@ -225,7 +225,7 @@ def inherited_score(
         parts = [(score(supernet(x, alphas), y), len(x)) for x, y in loader]
     return float(sum(s*n for s, n in parts)/sum(n for _, n in parts))
 
-# %% ../../nbs/nas/search.ipynb #4ef7b1d5
+# %% ../../nbs/nas/search.ipynb #fa497705
 class _Table:
     "Architectures and what is known of each; the storage of `TabularBenchmark`."
     def __init__(self,
@@ -260,7 +260,7 @@ class _Table:
         if arch not in self: raise ValueError(f"no architecture {arch!r} among the {len(self)}")
         return self.means[self.key(arch)]
 
-# %% ../../nbs/nas/search.ipynb #39b47033
+# %% ../../nbs/nas/search.ipynb #c19fe2b6
 class TabularBenchmark(_Table):
     "Architecture → metrics, each a mean over the seeds it was trained with; `table`, `names`, `lower`, `about`."
     def _signed(self, metric:str|None)->dict: # architecture → mean, more is better
@@ -320,7 +320,7 @@ class TabularBenchmark(_Table):
 
 def _rows(items:Iterable)->list: return [json.dumps(pair, ensure_ascii=False) for pair in items]
 
-# %% ../../nbs/nas/search.ipynb #6ea63049
+# %% ../../nbs/nas/search.ipynb #293041e3
 def kendall_tau(
     a:Tensor|Sequence, # (n,) scores
     b:Tensor|Sequence, # (n,) scores of the same things

@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +125,14 @@ def test_what_is_saved_comes_back(tmp_path):
     data["rows"][0][1]["m"][0] = .2
     (tmp_path/"t.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="t.json: rows have"): TabularBenchmark.load(tmp_path/"t.json")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2]/"reproductions"/"nas"/"tables").glob("*.json")), ids=lambda p: p.stem)
+def test_kept_tables(path):
+    "They are whole, and as they were written."
+    bench = TabularBenchmark.load(path)
+    assert all(len(arch) == len(bench.names) for arch in bench) and bench.about["seeds"] and bench.about["data"]["sha256"]
+    assert len(bench) == math.prod(len({arch[i] for arch in bench}) for i in range(len(bench.names)))
 
 
 def test_kendall_of_few():
