@@ -6,7 +6,7 @@
 __all__ = ['slice_mask', 'mix_weights', 'combine_alphas', 'EntangledLinear', 'EntangledConv2d', 'PaddedLayerNorm',
            'EntangledLayerNorm']
 
-# %% ../../nbs/nas/entangle.ipynb #f095de84
+# %% ../../nbs/nas/entangle.ipynb #d40bae79
 from collections.abc import Sequence
 from functools import reduce
 from itertools import product
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..divergence.checks import check_positive
 
-# %% ../../nbs/nas/entangle.ipynb #3d871bc6
+# %% ../../nbs/nas/entangle.ipynb #a4f17a20
 def slice_mask(
     shape:Sequence[int], # of the weight: (out, in, *kernel), (out, in) or (out,)
     out:int|None=None, # leading rows kept; all if not given
@@ -41,7 +41,7 @@ def slice_mask(
         mask = mask*inside.view(-1, *[1]*(len(shape) - axis - 1))
     return mask
 
-# %% ../../nbs/nas/entangle.ipynb #82cfbf23
+# %% ../../nbs/nas/entangle.ipynb #ba5480cd
 def mix_weights(
     weight:Tensor, # W, any shape
     masks:Tensor, # (n, *weight.shape), 0/1; an axis that no candidate cuts may have size 1
@@ -53,7 +53,7 @@ def mix_weights(
         raise ValueError(f"masks must be {(*alpha.shape, *weight.shape)}, got {tuple(masks.shape)}")
     return weight*torch.tensordot(alpha, masks.to(alpha.dtype), 1)
 
-# %% ../../nbs/nas/entangle.ipynb #deb1bd65
+# %% ../../nbs/nas/entangle.ipynb #2368fcb8
 def combine_alphas(
     *alphas:Tensor, # (n₁,), (n₂,), ...
 )->Tensor: # (n₁·n₂·…,), last index fastest
@@ -62,7 +62,7 @@ def combine_alphas(
         raise ValueError(f"alphas must be one-dimensional, got {[tuple(a.shape) for a in alphas]}")
     return reduce(lambda a, b: (a[:, None]*b).flatten(), alphas)
 
-# %% ../../nbs/nas/entangle.ipynb #5c3ff3fb
+# %% ../../nbs/nas/entangle.ipynb #e3bc115c
 def _check_choices(**choices:Sequence[int])->dict[str, tuple[int, ...]]:
     "Refuse empty, repeated and non-positive sizes."
     for name, sizes in choices.items():
@@ -140,7 +140,7 @@ class _Entangled(_Chooses):
         if bias is not None: layer.bias.copy_(bias)
         return layer
 
-# %% ../../nbs/nas/entangle.ipynb #33455ea9
+# %% ../../nbs/nas/entangle.ipynb #7a7c5455
 class EntangledLinear(_Entangled):
     "A linear layer whose widths are leading rows and columns of one weight."
     channels = -1
@@ -157,7 +157,7 @@ class EntangledLinear(_Entangled):
 
     def _plain(self, weight:Tensor)->nn.Module: return nn.Linear(*weight.shape[::-1], self.bias is not None)
 
-# %% ../../nbs/nas/entangle.ipynb #cbdb7f97
+# %% ../../nbs/nas/entangle.ipynb #d581fc07
 class EntangledConv2d(_Entangled):
     "A convolution whose channels are leading rows and columns, and whose kernels are centred crops, of one weight."
     channels = -3
@@ -183,7 +183,7 @@ class EntangledConv2d(_Entangled):
         out, inp, k, _ = weight.shape
         return nn.Conv2d(inp, out, k, self.stride, k//2, bias=self.bias is not None)
 
-# %% ../../nbs/nas/entangle.ipynb #03d85323
+# %% ../../nbs/nas/entangle.ipynb #45c37350
 class PaddedLayerNorm(nn.LayerNorm):
     "The layer norm of a vector padded with zeros to `padded_to`, without the padding."
     def __init__(self, dim:int, padded_to:int, eps:float=1e-5, bias:bool=True):
