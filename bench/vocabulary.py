@@ -14,15 +14,15 @@ import torch
 from _bench import ALLOCATORS, compare
 from torch.utils.checkpoint import checkpoint
 
-from kullback.align import dpo_loss, hypo_loss, linear_sequence_logps, linear_sequential_kl, tdpo_loss
+from kullback.align import dpo_loss, hypo_loss, linear_preference_terms, linear_sequence_logps, tdpo_loss
 from kullback.language import DecoderConfig, DecoderLM, sequence_logps, sequential_kl
 
 PAIRS, LENGTH, PROMPT, WIDTH, VOCAB, CHUNK = 8, 128, 32, 512, 32000, 256
 
 
 def hidden_states(h, W, h0, W0, labels, kl):
-    policy, ref = linear_sequence_logps(h, W, labels), linear_sequence_logps(h0, W0, labels)
-    return policy, ref, linear_sequential_kl(h, W, h0, W0, labels) if kl else None
+    if kl: return linear_preference_terms(h, W, h0, W0, labels)
+    return linear_sequence_logps(h, W, labels), linear_sequence_logps(h0, W0, labels), None
 
 
 def library(h, W, h0, W0, labels, kl):

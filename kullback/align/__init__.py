@@ -7,10 +7,10 @@ __all__ = ['Frontier', 'MovingBaseline', 'PartitionEstimator', 'TDPOLoss', 'Tabu
            'average_state_dicts', 'check_reference', 'distinct_ngrams', 'divergence_estimate', 'dpo_loss',
            'enumerate_texts', 'evaluate_policy', 'fdpg_loss', 'fdpg_pseudo_reward', 'fdpo_loss', 'fdpo_scores',
            'fit_gdc_lambda', 'frontier', 'hypo_loss', 'interpolation_curve', 'kl_penalised_reward',
-           'linear_sequence_logps', 'linear_sequential_kl', 'loss_barrier', 'masked_token_preference_loss',
-           'matched_gain', 'model_soup', 'online_kl_surrogate', 'optimal_fpolicy', 'ppo_clip_loss',
-           'preference_accuracy', 'preference_loss', 'prefix_logits', 'rloo_baseline', 'rloo_loss', 'self_overlap',
-           'tdpo_loss', 'text_logps', 'token_values', 'win_rate']
+           'linear_preference_terms', 'linear_sequence_logps', 'linear_sequential_kl', 'loss_barrier',
+           'masked_token_preference_loss', 'matched_gain', 'model_soup', 'online_kl_surrogate', 'optimal_fpolicy',
+           'ppo_clip_loss', 'preference_accuracy', 'preference_loss', 'prefix_logits', 'rloo_baseline', 'rloo_loss',
+           'self_overlap', 'tdpo_loss', 'text_logps', 'token_values', 'win_rate']
 
 # %% ../../nbs/align/index.ipynb #ae5c2637
 from .dpo import check_reference, dpo_loss, preference_loss
@@ -25,13 +25,14 @@ from .soup import average_state_dicts, interpolation_curve, loss_barrier, model_
 from .sparse import TokenMask, activation_mask, masked_token_preference_loss
 from .tabular import TabularPolicy, enumerate_texts, prefix_logits, text_logps, token_values
 from .tdpo import TDPOLoss, tdpo_loss
-from .vocabulary import linear_sequence_logps, linear_sequential_kl
+from .vocabulary import linear_preference_terms, linear_sequence_logps, linear_sequential_kl
 
 _all_ = ["Frontier", "MovingBaseline", "PartitionEstimator", "TDPOLoss", "TabularPolicy",
          "TokenMask", "activation_mask", "average_state_dicts", "check_reference",
          "distinct_ngrams", "divergence_estimate", "dpo_loss", "enumerate_texts", "evaluate_policy",
          "fdpg_loss", "fdpg_pseudo_reward", "fdpo_loss", "fdpo_scores", "fit_gdc_lambda",
-         "frontier", "hypo_loss", "interpolation_curve", "kl_penalised_reward", "linear_sequence_logps", "linear_sequential_kl", "loss_barrier",
+         "frontier", "hypo_loss", "interpolation_curve", "kl_penalised_reward", "linear_preference_terms",
+         "linear_sequence_logps", "linear_sequential_kl", "loss_barrier",
          "masked_token_preference_loss", "matched_gain", "model_soup", "online_kl_surrogate",
          "optimal_fpolicy", "ppo_clip_loss", "preference_accuracy", "preference_loss",
          "prefix_logits", "rloo_baseline", "rloo_loss", "self_overlap", "tdpo_loss", "text_logps",

@@ -1,7 +1,7 @@
 "Examples for test_devices: vocabulary."
 from functools import partial
 
-from kullback.align import linear_sequence_logps, linear_sequential_kl
+from kullback.align import linear_preference_terms, linear_sequence_logps, linear_sequential_kl
 
 B, T, D, E, V = 3, 4, 3, 5, 7
 
@@ -17,3 +17,6 @@ EXAMPLES = {
         lambda make, d=d: partial(linear_sequential_kl, make.normal(B, T, D), make.normal(V, D), make.normal(B, T, E),
                                   make.normal(V, E), labels(make), d, chunk=4) for d in ("forward", "reverse")],
 }
+EXAMPLES["linear_preference_terms"] = [
+    lambda make, d=d: partial(linear_preference_terms, make.normal(B, T, D), make.normal(V, D), make.normal(B, T, E),
+                              make.normal(V, E), labels(make), d, chunk=4) for d in ("forward", "reverse")]
