@@ -27,7 +27,7 @@ from pathlib import Path
 
 import yaml
 
-from .ledger import (badge, front_matter, in_order, ledger_counts, ledger_html, ledger_rows, minutes,
+from .ledger import (badge, front_matter, in_order, is_joint, ledger_counts, ledger_html, ledger_rows, minutes,
                                   reproductions)
 
 # %% ../../nbs/book/site.ipynb #6
@@ -256,6 +256,7 @@ def figures_html(
 )->str:
     "The ledger in a row of numbers."
     cells = [(counts["papers"], "papers measured"), (counts["claims"], "claims"), *((n, v) for v, n in counts["verdicts"].items())]
+    if counts["joint"]: cells.append((counts["joint"], "joint pages"))
     if counts["stale"]: cells.append((counts["stale"], "stale"))
     return '<div class="figures">' + "".join(f"<div><b>{n}</b>{html.escape(t)}</div>" for n, t in cells) + "</div>"
 
@@ -269,7 +270,7 @@ def ledger_qmd(
             "page-layout: full\ntoc: false\n---\n\nA verdict follows from a rule that was committed before the run: *holds here* when the "
             "95 % interval of the paired differences lies beyond the margin, *opposite here* when it lies beyond on the other side, "
             "*undecided* otherwise; *reproduced* and *contradicted* are kept for exact claims and for runs at the paper's own scale. "
-            f"A paper's verdict is its primary claim's. *Stale*: the code changed since the run.{note}\n\n"
+            f"A paper's verdict is its primary claim's; pages that compare several papers count as none. *Stale*: the code changed since the run.{note}\n\n"
             + fenced(figures_html(ledger_counts(rows)) + ledger_html(rows) + '\n<script src="nbs/assets/ledger.js"></script>', "=html") + "\n")
 
 # %% ../../nbs/book/site.ipynb #23
@@ -295,7 +296,7 @@ def home(
 )->None: # index.ipynb at the root of _proc
     "Move the front door to the root."
     nb = read(proc/"nbs/index.ipynb")
-    counts, pages = ledger_counts(rows), len(list((proc/"reproductions").glob("*/*.ipynb")))
+    counts, pages = ledger_counts(rows), sum(not is_joint(p, front_matter(read(p))) for p in (proc/"reproductions").glob("*/*.ipynb"))
     short = f"Papers with a page so far: {pages} of 48; measured: {counts['papers']}."
     if rows: short += "\n\n" + fenced(figures_html(counts), "=html")
     for cell in nb["cells"]:

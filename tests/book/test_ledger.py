@@ -55,7 +55,16 @@ def test_papers_come_in_the_books_order_and_the_primary_claim_first(tmp_path):
     rows = ledger_rows(tmp_path)
     assert [r["slug"] for r in rows] == ["z", "z", "m", "m", "a", "a", "b", "b"]
     assert [r["primary"] for r in rows] == [True, False]*4
-    assert ledger_counts(rows) == dict(papers=4, claims=8, stale=0, verdicts={"holds here": 4})
+    assert ledger_counts(rows) == dict(papers=4, joint=0, claims=8, stale=0, verdicts={"holds here": 4})
+
+
+def test_a_joint_page_is_no_paper(tmp_path):
+    said = page("b", [claim()])
+    said["cells"][0]["source"] = "---\ntitle: The b\njoint: true\n---"
+    for slug, nb in (("a", page("a", [claim()])), ("b", said), ("comparison", page("comparison", [claim()]))): put(tmp_path, "align", slug, nb)
+    rows = ledger_rows(tmp_path)
+    assert [r["joint"] for r in rows] == [False, True, True]
+    assert ledger_counts(rows) | dict(stale=0) == dict(papers=1, joint=2, claims=3, stale=0, verdicts={"holds here": 1})
 
 
 def test_a_page_without_a_run_has_no_row(tmp_path):
