@@ -47,13 +47,13 @@ def front_matter(
     if not text.startswith("---"): return {}
     return yaml.safe_load(text.strip("-")) or {}
 
-JOINT = ("comparison",) # run before pages could say so themselves; a word added now would make the run stale
+JOINT = ("comparison", "tanglenas-lm") # run before pages could say so themselves; a word added now would make the run stale
 
 def is_joint(
     notebook:str|Path, # a page, or its name, where its front matter is known
     meta:dict, # its front matter
 )->bool:
-    "A page that lays several papers side by side (`joint: true`), and is none of the 48 itself."
+    "A page that lays several papers side by side (`joint: true`), or is the second of one paper: none of the 48 itself."
     return bool(meta.get("joint")) or Path(notebook).stem in JOINT
 
 # %% ../../nbs/book/ledger.ipynb #11
@@ -158,7 +158,7 @@ def ledger_rows(
 
 def ledger_counts(
     rows:list[dict], # of `ledger_rows`
-)->dict: # papers, joint pages, claims, stale pages, and verdict → papers (each by its primary claim)
+)->dict: # papers, further pages, claims, stale pages, and verdict → papers (each by its primary claim)
     "The ledger in five numbers; a joint page is no paper."
     primary = [r for r in rows if r["primary"]]
     papers = [r for r in primary if not r["joint"]]

@@ -256,7 +256,7 @@ def figures_html(
 )->str:
     "The ledger in a row of numbers."
     cells = [(counts["papers"], "papers measured"), (counts["claims"], "claims"), *((n, v) for v, n in counts["verdicts"].items())]
-    if counts["joint"]: cells.append((counts["joint"], "joint pages"))
+    if counts["joint"]: cells.append((counts["joint"], "further pages"))
     if counts["stale"]: cells.append((counts["stale"], "stale"))
     return '<div class="figures">' + "".join(f"<div><b>{n}</b>{html.escape(t)}</div>" for n, t in cells) + "</div>"
 
