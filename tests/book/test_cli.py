@@ -128,7 +128,7 @@ def test_ctrl_c_loses_only_what_is_in_flight(tmp_path):
     root = tiny.clone(tmp_path)
     tiny.put(root, "a-quick")
     tiny.put(root, "b-slow", "import os\nopen('_pid', 'w').write(str(os.getpid()))\n" + WAIT)
-    tiny.put(root, "c-next")
+    tiny.put(root, "c-next", WAIT)  # may start before the interrupt, never ends before it
     words = ["run", "--all", "--scale", "smoke", "--jobs", "2"]
     quick = root/"_runs/smoke/a-quick.ipynb"
     running = start(root, *words)
