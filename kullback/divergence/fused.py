@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['linear_divergence', 'linear_cross_entropy', 'linear_token_logps']
 
-# %% ../../nbs/divergence/fused.ipynb #4
+# %% ../../nbs/divergence/fused.ipynb #d1864767
 from functools import partial
+from itertools import product
 from typing import Callable, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from .checks import check_labels, check_positive, require
 from .fdiv import FDivergence, get_f_divergence
 from .kl import reduced
 
-# %% ../../nbs/divergence/fused.ipynb #7
+# %% ../../nbs/divergence/fused.ipynb #4a31ace7
 def _any_tile(
     z:Tensor, # (r, V) student logits; overwritten by the gradient of Eq. 1
     t:Tensor, # (r, V) teacher logits; may be overwritten
@@ -29,7 +30,7 @@ def _any_tile(
     torch.sub(g, p_logp.exp_().mul_(g.sum(-1, keepdim=True)), out=z)
     return value
 
-# %% ../../nbs/divergence/fused.ipynb #11
+# %% ../../nbs/divergence/fused.ipynb #fd857143
 def _two_logps(z:Tensor, t:Tensor)->tuple[Tensor, Tensor, Tensor]:
     "log p in a new buffer, log q in z's, and t's as scratch."
     return torch.log_softmax(z, -1), torch.log_softmax(t, -1, out=z), t
@@ -61,7 +62,7 @@ def _js_tile(z:Tensor, t:Tensor)->Tensor:
     torch.mul(p, a.sub_(mean[:, None]), out=z)
     return value + mean
 
-# %% ../../nbs/divergence/fused.ipynb #17
+# %% ../../nbs/divergence/fused.ipynb #904ab52d
 def _label_tile(z:Tensor, y:Tensor)->Tensor:
     "−log p_y; z becomes p − onehot(y)."
     logp = torch.log_softmax(z, -1)
@@ -69,7 +70,7 @@ def _label_tile(z:Tensor, y:Tensor)->Tensor:
     torch.exp(logp, out=z).scatter_(-1, y[:, None], label.expm1())       # p_y − 1 without cancellation
     return -label[:, 0]
 
-# %% ../../nbs/divergence/fused.ipynb #19
+# %% ../../nbs/divergence/fused.ipynb #4482d03d
 class _Plan(NamedTuple):
     "What a sweep does: which formula, at which temperature, how many tokens at a time."
     tile:Callable # (z, target) -> values; leaves the gradient in z
@@ -77,7 +78,7 @@ class _Plan(NamedTuple):
     chunk:int # tokens whose logits exist at once
     rows:int # tokens whose elementwise temporaries exist at once
 
-# %% ../../nbs/divergence/fused.ipynb #20
+# %% ../../nbs/divergence/fused.ipynb #06b03587
 def _sweep(
     plan:_Plan,
     row_weight:Tensor, # (N,) w of Eq. 2
@@ -95,23 +96,51 @@ def _sweep(
     grad_weight = torch.zeros_like(weight, dtype=wide) if need[1] else None
     for start in range(0, n, plan.chunk):
         rows = slice(start, min(start + plan.chunk, n))
-        z, t = _project(z_buffer, hidden[rows], weight, plan), target[0][rows]
-        if t_buffer is not None: t = _project(t_buffer, t, target[1], plan)
+        z, t = _logits(z_buffer, hidden[rows], weight), target[0][rows]
+        if t_buffer is not None: t = _logits(t_buffer, t, target[1])
         _tiles(plan, z, t, row_weight[rows]/plan.temperature, values[rows])
-        if need[0]: torch.mm(z, weight, out=grad_hidden[rows])
+        if need[0]: _add_product_(grad_hidden[rows], z, weight, beta=0)
         if need[1]: _add_product_(grad_weight, z.T, hidden[rows])
     return values, grad_hidden, grad_weight
 
-# %% ../../nbs/divergence/fused.ipynb #21
-def _project(buffer:Tensor, hidden:Tensor, weight:Tensor, plan:_Plan)->Tensor:
-    "Logits of one chunk over the temperature, written into the buffer."
-    return buffer[:len(hidden)].addmm_(hidden, weight.T, beta=0, alpha=1/plan.temperature)
+# %% ../../nbs/divergence/fused.ipynb #4f39b1a7
+_CHAIN, _COLUMNS = 192, 4096 # terms that one accumulator adds up; columns of a piece
 
-def _add_product_(total:Tensor, a:Tensor, b:Tensor)->None:
-    "total += a @ b, where half-precision factors meet a float32 total without rounding in between."
-    if a.dtype == total.dtype: total.addmm_(a, b)
-    elif total.is_cuda and a.dtype == torch.bfloat16: total.add_(torch.mm(a, b, out_dtype=torch.float32))
-    else: total.addmm_(a.to(total.dtype), b.to(total.dtype))
+def _onednn(x:Tensor)->bool:
+    "Whether oneDNN multiplies: float32, on a CPU, where torch was built with it."
+    here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+def _mm(a:Tensor, b:Tensor)->Tensor:
+    "a @ b by oneDNN, which is slow unless b is dense."
+    b = b.T if b.is_contiguous() else b.T.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+# %% ../../nbs/divergence/fused.ipynb #6080ba0d
+def _add_product_(
+    out:Tensor, # (M, N); the sum over chunks has at least float32
+    a:Tensor, # (M, K)
+    b:Tensor, # (K, N)
+    beta:int=1, # 0 forgets what out holds
+)->Tensor: # out
+    "out = beta·out + a @ b; half-precision factors meet a float32 total without rounding in between."
+    if out.is_cuda and a.dtype == torch.bfloat16 != out.dtype:
+        wide = torch.mm(a, b, out_dtype=out.dtype)
+        return out.add_(wide) if beta else out.copy_(wide)
+    if not _onednn(out): return out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=beta)
+    rows, pieces = max(256, 2**20//min(_COLUMNS, out.shape[1])), -(-a.shape[1]//_CHAIN)
+    for i, j in product(range(0, len(out), rows), range(0, out.shape[1], _COLUMNS)):
+        block = out[i:i + rows, j:j + _COLUMNS]
+        add = block.add_ if beta else block.copy_
+        for x, y in zip(a[i:i + rows].tensor_split(pieces, 1), b[:, j:j + _COLUMNS].tensor_split(pieces)):
+            add(_mm(x.to(out.dtype), y.to(out.dtype)))
+            add = block.add_
+    return out
+
+# %% ../../nbs/divergence/fused.ipynb #a1e89774
+def _logits(buffer:Tensor, hidden:Tensor, weight:Tensor)->Tensor:
+    "hidden @ weight.T, written into the buffer."
+    return _add_product_(buffer[:len(hidden)], hidden, weight.T, beta=0)
 
 def _tiles(plan:_Plan, z:Tensor, t:Tensor, scale:Tensor, values:Tensor)->None:
     "Values into `values`, scaled gradients into `z`, a few rows at a time, in at least float32."
@@ -119,11 +148,12 @@ def _tiles(plan:_Plan, z:Tensor, t:Tensor, scale:Tensor, values:Tensor)->None:
         rows = slice(start, start + plan.rows)
         wide = z[rows].to(values.dtype)                           # the same memory unless z is half precision
         target = t[rows].to(values.dtype) if t.is_floating_point() else t[rows]
+        if plan.temperature != 1: wide, target = wide.div_(plan.temperature), target.div_(plan.temperature)
         values[rows] = plan.tile(wide, target)
         wide.mul_(scale[rows, None])
         if wide.dtype != z.dtype: z[rows] = wide
 
-# %% ../../nbs/divergence/fused.ipynb #23
+# %% ../../nbs/divergence/fused.ipynb #c6ba315f
 class _Fused(torch.autograd.Function):
     "Σ w·value, or w·value, of a head; gradients reach hidden and weight."
     @staticmethod
@@ -148,7 +178,7 @@ class _Fused(torch.autograd.Function):
         if twice: grads = [g if g is None else _Once.apply(g, *ctx.saved_tensors[1:3]) for g in grads]
         return None, None, None, None, *grads, *[None for _ in ctx.needs_input_grad[6:]]
 
-# %% ../../nbs/divergence/fused.ipynb #25
+# %% ../../nbs/divergence/fused.ipynb #b5f10ef4
 class _Once(torch.autograd.Function):
     "A gradient that refuses to be differentiated."
     @staticmethod
@@ -158,7 +188,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx, _):
         raise RuntimeError("a fused head has no second derivative: take the plain loss on logits for that")
 
-# %% ../../nbs/divergence/fused.ipynb #27
+# %% ../../nbs/divergence/fused.ipynb #3b284fb8
 def _head(hidden:Tensor, weight:Tensor, who:str="")->tuple[Tensor, Tensor]:
     "A head's two tensors, checked, in the type that the products run in."
     shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
@@ -179,7 +209,7 @@ def _sizes(chunk:int|None, vocab:int, device:torch.device)->tuple[int, int]:
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk must be a positive number of tokens, got {chunk}")
     if device.type != "cpu": chunk = chunk or max(128, 2**26//vocab); return chunk, chunk
-    return chunk or 256, max(1, 2**18//vocab)
+    return chunk or min(256, max(64, 2**22//vocab)), max(1, 2**18//vocab)
 
 @torch.compiler.disable
 def _fused(tile, hidden, weight, target, mask, reduction, chunk, temperature=1.):
@@ -201,7 +231,7 @@ def _fused(tile, hidden, weight, target, mask, reduction, chunk, temperature=1.)
     eager = torch.is_grad_enabled() and (scalar or not weight.requires_grad)
     return _Fused.apply(plan, row_weight, scalar, eager, hidden, weight, *target)
 
-# %% ../../nbs/divergence/fused.ipynb #28
+# %% ../../nbs/divergence/fused.ipynb #6622aa3f
 _TILES = {"forward_kl": _forward_tile, "reverse_kl": _reverse_tile, "js": _js_tile}
 
 def _tile_of(divergence:str|FDivergence, alpha:float|None)->Callable:
@@ -233,7 +263,7 @@ def linear_divergence(
                          f"teacher {len(target[0])} and {len(target[1])}")
     return _fused(_tile_of(divergence, alpha), hidden, weight, target, mask, reduction, chunk, temperature)
 
-# %% ../../nbs/divergence/fused.ipynb #29
+# %% ../../nbs/divergence/fused.ipynb #8a12adc6
 def linear_cross_entropy(
     hidden:Tensor, # (N, D)
     weight:Tensor, # (V, D)

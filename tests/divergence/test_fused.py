@@ -276,6 +276,30 @@ def test_no_tokens_by_vocabulary(dtype, reduction):
 def error(got, exact): return torch.stack([(a.double() - b).norm()/b.norm() for a, b in zip(got, exact)])
 
 
+@pytest.mark.parametrize("terms", [100, 193, 4096])
+def test_rounding_of_a_product_does_not_grow_with_what_it_sums(terms):
+    "A float32 chain of 4,096 terms is off by 5.7e-7, pieces of at most 192 stay below 3.5e-7."
+    g = torch.Generator().manual_seed(terms)
+    a, b = torch.randn(48, terms, generator=g), torch.randn(terms, 600, generator=g)
+    exact = a.double() @ b.double()
+    ours = module._add_product_(torch.full((48, 600), float("nan")), a, b, beta=0)
+    assert (ours - exact).norm()/exact.norm() < 3.5e-7
+    assert_close(module._add_product_(ours.clone(), a, -b), torch.zeros_like(ours), rtol=0, atol=1e-6*terms)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "js"])
+@pytest.mark.parametrize("chunk", [None, 60, 600])
+def test_float32_in_pieces(name, chunk):
+    "More words, widths and tokens than a piece holds; heads that lie transposed or strided in memory."
+    parts = heads(600, 400, 200, 4500, scale=.2, dtype=torch.float32)
+    exact = gradients(partial(plain, name=name, temperature=1.5), *(x.double() for x in parts))
+    turned = [parts[0].repeat_interleave(2, 1)[:, ::2], parts[1].T.contiguous().T, parts[2].T.contiguous().T,
+              torch.cat([parts[3], parts[3]], 1)[:, :200]]
+    for h, W, th, tW in (parts, turned):
+        loss = partial(linear_divergence, divergence=name, chunk=chunk, temperature=1.5)
+        for a, b in zip(gradients(loss, h, W, th, tW), exact): assert (a - b).norm() < 2e-6*b.norm()
+
+
 def plain_autocast(h, W, th, tW, name):
     return f_divergence(F.linear(h, W).float().log_softmax(-1), F.linear(th, tW).float().log_softmax(-1), name).mean()
 
