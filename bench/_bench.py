@@ -63,6 +63,14 @@ def compare(
     return result
 
 
+def repeats(parser, rounds=5, warmup=2):
+    "The options that say how often, and with which allocators, a script measures; then what was asked for."
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--warmup", type=int, default=warmup)
+    parser.add_argument("--allocator", nargs="*", default=list(ALLOCATORS), help="none of them: memory only")
+    return parser.parse_args()
+
+
 def show(result, allocators):
     "The table, on standard output (Markdown)."
     print(f"\n{result['name']}: {result['note']}\n{result['machine']}; "

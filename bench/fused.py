@@ -12,7 +12,7 @@ import os
 from functools import partial
 
 import torch
-from _bench import ALLOCATORS, compare
+from _bench import compare, repeats
 
 from kullback.divergence import f_divergence, linear_divergence
 
@@ -120,10 +120,7 @@ if __name__ == "__main__":
     parser.add_argument("--vocab", type=int, nargs="+", default=[32768, 131072])
     parser.add_argument("--loss", nargs="+", default=list(BETA), choices=list(BETA))
     parser.add_argument("--method", nargs="+", default=DEFAULT, choices=list(METHODS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--allocator", nargs="*", default=list(ALLOCATORS), help="none of them: memory only")
-    args = parser.parse_args()
+    args = repeats(parser)
     agree(args.loss, args.method)
     for vocab in args.vocab:
         for name in args.loss:

@@ -8,7 +8,7 @@ there. The rounding error is the norm of the distance from float64 over the norm
 import argparse
 
 import torch
-from _bench import compare
+from _bench import compare, repeats
 
 from kullback.divergence.fused import _add_product_, _mm, _onednn
 
@@ -42,11 +42,13 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=512)
-    args = parser.parse_args()
+    args = repeats(parser, rounds=30, warmup=3)
     if not _onednn(torch.zeros(1)): raise SystemExit("this build of torch has no oneDNN")
     for which in ("logits", "by hidden", "by weight"):
         size = which, args.tokens, args.vocab, args.hidden
-        compare(f"products-{which.replace(' ', '-')}", {m: (setup, (m, *size)) for m in METHODS}, "MKL", threads=2,
+        cases = {m: (setup, (m, *size)) for m in METHODS}
+        compare(f"products-{which.replace(' ', '-')}", cases, "MKL", rounds=args.rounds, warmup=args.warmup, threads=2,
+                allocators=args.allocator,
                 note=f"{which}, {args.tokens} tokens, {args.vocab} words, hidden {args.hidden}, float32, "
                      f"{2e-9*args.tokens*args.vocab*args.hidden:.2f} GFLOP")
         print(*(f"{m}: {rounding(m, *size):.1e}" for m in METHODS), sep=", ")

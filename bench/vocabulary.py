@@ -11,7 +11,7 @@ import argparse
 from functools import partial
 
 import torch
-from _bench import ALLOCATORS, compare
+from _bench import compare, repeats
 from torch.utils.checkpoint import checkpoint
 
 from kullback.align import dpo_loss, hypo_loss, linear_preference_terms, linear_sequence_logps, tdpo_loss
@@ -119,10 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--loss", nargs="+", default=["dpo", "tdpo2", "hypo"], choices=["dpo", "tdpo2", "hypo"])
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--part", nargs="+", default=["head", "step"], choices=["head", "step"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--allocator", nargs="*", default=list(ALLOCATORS), help="none of them: memory only")
-    args = parser.parse_args()
+    args = repeats(parser)
     agree(args.loss, args.method)
     for part in args.part:
         for name in args.loss:
