@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['linear_sequence_logps', 'linear_sequential_kl', 'linear_preference_terms']
 
-# %% ../../nbs/align/vocabulary.ipynb #6d51d58c
+# %% ../../nbs/align/vocabulary.ipynb #4
 from collections.abc import Callable
 
 import torch
@@ -16,7 +16,7 @@ from ..divergence.fused import (_head, _Once, _Plan, _sizes, _sweep, _two_logps,
                                        linear_cross_entropy, linear_divergence)
 from ..language.tokens import _check_rows
 
-# %% ../../nbs/align/vocabulary.ipynb #a53fb37a
+# %% ../../nbs/align/vocabulary.ipynb #7
 def _token_rows(
     hidden:Tensor, # (B, T, D)
     labels:Tensor, # (B, T)
@@ -38,7 +38,7 @@ def _check_direction(direction:str)->None:
     if direction not in ("forward", "reverse"):
         raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
 
-# %% ../../nbs/align/vocabulary.ipynb #93ba02ee
+# %% ../../nbs/align/vocabulary.ipynb #8
 def linear_sequence_logps(
     hidden:Tensor, # (B, T, D) hidden states; entry t predicts what comes after token t
     weight:Tensor, # (V, D) the head
@@ -70,7 +70,7 @@ def linear_sequential_kl(
                              reduction="none", chunk=chunk)
     return each.view_as(mask).sum(-1)
 
-# %% ../../nbs/align/vocabulary.ipynb #74b87e2d
+# %% ../../nbs/align/vocabulary.ipynb #14
 def _terms_tile(
     ids:Tensor, # (N,) labels of all tokens, in the order of the sweep
     reverse:bool, # D(p‖q) rather than D(q‖p)
@@ -95,7 +95,7 @@ def _terms_tile(
         return value
     return tile
 
-# %% ../../nbs/align/vocabulary.ipynb #31fa0379
+# %% ../../nbs/align/vocabulary.ipynb #15
 def _terms_sweep(how, hidden, weight, others, ref_weight, ids, weights=None, need=(False, False)):
     "(3, N): log p, log q, divergence; gradients by hidden and weight."
     reverse, sizes = how
@@ -121,7 +121,7 @@ class _Terms(torch.autograd.Function):
         if twice: grads = [g if g is None else _Once.apply(g, *tensors[:2]) for g in grads]
         return None, *grads, None, None, None
 
-# %% ../../nbs/align/vocabulary.ipynb #ba56f12d
+# %% ../../nbs/align/vocabulary.ipynb #16
 @torch.compiler.disable
 def _terms(how, rows, weight, others, ref_weight, ids, mask):
     "What is not scored is emptied before and after."

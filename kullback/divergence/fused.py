@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['linear_divergence', 'linear_cross_entropy', 'linear_token_logps']
 
-# %% ../../nbs/divergence/fused.ipynb #d1864767
+# %% ../../nbs/divergence/fused.ipynb #4
 from functools import partial
 from itertools import product
 from typing import Callable, NamedTuple
@@ -17,7 +17,7 @@ from .checks import check_labels, check_positive, require
 from .fdiv import FDivergence, get_f_divergence
 from .kl import reduced
 
-# %% ../../nbs/divergence/fused.ipynb #4a31ace7
+# %% ../../nbs/divergence/fused.ipynb #7
 def _any_tile(
     z:Tensor, # (r, V) student logits; overwritten by the gradient of Eq. 1
     t:Tensor, # (r, V) teacher logits; may be overwritten
@@ -30,7 +30,7 @@ def _any_tile(
     torch.sub(g, p_logp.exp_().mul_(g.sum(-1, keepdim=True)), out=z)
     return value
 
-# %% ../../nbs/divergence/fused.ipynb #fd857143
+# %% ../../nbs/divergence/fused.ipynb #11
 def _two_logps(z:Tensor, t:Tensor)->tuple[Tensor, Tensor, Tensor]:
     "log p in a new buffer, log q in z's, and t's as scratch."
     return torch.log_softmax(z, -1), torch.log_softmax(t, -1, out=z), t
@@ -62,7 +62,7 @@ def _js_tile(z:Tensor, t:Tensor)->Tensor:
     torch.mul(p, a.sub_(mean[:, None]), out=z)
     return value + mean
 
-# %% ../../nbs/divergence/fused.ipynb #904ab52d
+# %% ../../nbs/divergence/fused.ipynb #17
 def _label_tile(z:Tensor, y:Tensor)->Tensor:
     "−log p_y; z becomes p − onehot(y)."
     logp = torch.log_softmax(z, -1)
@@ -70,7 +70,7 @@ def _label_tile(z:Tensor, y:Tensor)->Tensor:
     torch.exp(logp, out=z).scatter_(-1, y[:, None], label.expm1())       # p_y − 1 without cancellation
     return -label[:, 0]
 
-# %% ../../nbs/divergence/fused.ipynb #4482d03d
+# %% ../../nbs/divergence/fused.ipynb #19
 class _Plan(NamedTuple):
     "What a sweep does: which formula, at which temperature, how many tokens at a time."
     tile:Callable # (z, target) -> values; leaves the gradient in z
@@ -78,7 +78,7 @@ class _Plan(NamedTuple):
     chunk:int # tokens whose logits exist at once
     rows:int # tokens whose elementwise temporaries exist at once
 
-# %% ../../nbs/divergence/fused.ipynb #06b03587
+# %% ../../nbs/divergence/fused.ipynb #20
 def _sweep(
     plan:_Plan,
     row_weight:Tensor, # (N,) w of Eq. 2
@@ -103,7 +103,7 @@ def _sweep(
         if need[1]: _add_product_(grad_weight, z.T, hidden[rows])
     return values, grad_hidden, grad_weight
 
-# %% ../../nbs/divergence/fused.ipynb #4f39b1a7
+# %% ../../nbs/divergence/fused.ipynb #22
 _CHAIN, _COLUMNS = 192, 4096 # terms that one accumulator adds up; columns of a piece
 
 def _onednn(x:Tensor)->bool:
@@ -116,7 +116,7 @@ def _mm(a:Tensor, b:Tensor)->Tensor:
     b = b.T if b.is_contiguous() else b.T.contiguous()
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
-# %% ../../nbs/divergence/fused.ipynb #6080ba0d
+# %% ../../nbs/divergence/fused.ipynb #23
 def _add_product_(
     out:Tensor, # (M, N); the sum over chunks has at least float32
     a:Tensor, # (M, K)
@@ -137,7 +137,7 @@ def _add_product_(
             add = block.add_
     return out
 
-# %% ../../nbs/divergence/fused.ipynb #a1e89774
+# %% ../../nbs/divergence/fused.ipynb #25
 def _logits(buffer:Tensor, hidden:Tensor, weight:Tensor)->Tensor:
     "hidden @ weight.T, written into the buffer."
     return _add_product_(buffer[:len(hidden)], hidden, weight.T, beta=0)
@@ -153,7 +153,7 @@ def _tiles(plan:_Plan, z:Tensor, t:Tensor, scale:Tensor, values:Tensor)->None:
         wide.mul_(scale[rows, None])
         if wide.dtype != z.dtype: z[rows] = wide
 
-# %% ../../nbs/divergence/fused.ipynb #c6ba315f
+# %% ../../nbs/divergence/fused.ipynb #27
 class _Fused(torch.autograd.Function):
     "Σ w·value, or w·value, of a head; gradients reach hidden and weight."
     @staticmethod
@@ -178,7 +178,7 @@ class _Fused(torch.autograd.Function):
         if twice: grads = [g if g is None else _Once.apply(g, *ctx.saved_tensors[1:3]) for g in grads]
         return None, None, None, None, *grads, *[None for _ in ctx.needs_input_grad[6:]]
 
-# %% ../../nbs/divergence/fused.ipynb #b5f10ef4
+# %% ../../nbs/divergence/fused.ipynb #29
 class _Once(torch.autograd.Function):
     "A gradient that refuses to be differentiated."
     @staticmethod
@@ -188,7 +188,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx, _):
         raise RuntimeError("a fused head has no second derivative: take the plain loss on logits for that")
 
-# %% ../../nbs/divergence/fused.ipynb #3b284fb8
+# %% ../../nbs/divergence/fused.ipynb #31
 def _head(hidden:Tensor, weight:Tensor, who:str="")->tuple[Tensor, Tensor]:
     "A head's two tensors, checked, in the type that the products run in."
     shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
@@ -231,7 +231,7 @@ def _fused(tile, hidden, weight, target, mask, reduction, chunk, temperature=1.)
     eager = torch.is_grad_enabled() and (scalar or not weight.requires_grad)
     return _Fused.apply(plan, row_weight, scalar, eager, hidden, weight, *target)
 
-# %% ../../nbs/divergence/fused.ipynb #6622aa3f
+# %% ../../nbs/divergence/fused.ipynb #32
 _TILES = {"forward_kl": _forward_tile, "reverse_kl": _reverse_tile, "js": _js_tile}
 
 def _tile_of(divergence:str|FDivergence, alpha:float|None)->Callable:
@@ -263,7 +263,7 @@ def linear_divergence(
                          f"teacher {len(target[0])} and {len(target[1])}")
     return _fused(_tile_of(divergence, alpha), hidden, weight, target, mask, reduction, chunk, temperature)
 
-# %% ../../nbs/divergence/fused.ipynb #8a12adc6
+# %% ../../nbs/divergence/fused.ipynb #33
 def linear_cross_entropy(
     hidden:Tensor, # (N, D)
     weight:Tensor, # (V, D)
